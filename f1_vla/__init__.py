@@ -1,0 +1,1 @@
+"""F1-VLA: understanding, generation and action experts in one joint attention, with a token world model and memory."""

@@ -1,0 +1,164 @@
+"""What happens when the policy acts: foresight on its own tokens, the action head on top of it, joint training losses.
+
+All of it takes one step (T == 1). Letters: B batch, Q actions of a chunk, A padded action dims, S padded state dims,
+M tokens predicted, R scales predicted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from f1_vla.batch import F1Batch
+from f1_vla.flow import action_errors, sample_time
+from f1_vla.rollout import Decoding, Foresight, Sampling, roll_out
+from f1_vla.trunk import positions_of
+from f1_vla.world_model import StepContext, tail_accuracy, token_nll
+
+if TYPE_CHECKING:
+    from f1_vla.policy import F1Policy
+
+
+def look_ahead(policy: F1Policy, batch: F1Batch, h: Tensor, num_scales: int, sampling: Sampling) -> Foresight:
+    """Prefix call with cache, then the roll-out over `num_scales` scales. One step (T == 1)."""
+    und, und_valid = policy.und_inputs(batch)
+    und, und_valid = und[:, 0], und_valid[:, 0]
+    h = policy.reset_memory(batch, h, 0)
+    raw = policy.condition_inputs(batch)
+    context = StepContext(
+        policy.condition(raw), policy.aligned(batch, 0, raw, h), policy.tokenizer.quantize.embedding.weight
+    )
+    gen = policy.add_memory(policy.gen_prefix(batch, context.condition), h)
+    if context.aligned is not None:
+        gen = torch.cat([gen[:, :-1], gen[:, -1:] + context.aligned.features[:, :1]], 1)
+    gen_valid = torch.ones(gen.shape[:2], dtype=torch.bool, device=gen.device)
+    valid = torch.cat([und_valid, gen_valid], 1)
+    out, cache = policy.trunk(
+        {"und": und, "gen": gen}, positions_of(valid), policy.blocks(und.shape[1], 1), valid, keep_cache=True
+    )
+    assert cache is not None
+    features = policy.pool(out["und"], und_valid, out["gen"])
+    return roll_out(
+        policy.trunk,
+        policy.world_model,
+        policy.tokenizer,
+        cache,
+        out["gen"][:, -1:],
+        context,
+        num_scales,
+        sampling,
+        features,
+    )
+
+
+def velocity(policy: F1Policy, foresight: Foresight, state_BS: Tensor, x_BQA: Tensor, time_B: Tensor) -> Tensor:
+    """Velocity (B, Q, A) of the action head on top of the cached und and gen tokens."""
+    suffix = policy.flow.embed(state_BS, x_BQA, time_B)
+    B, n = suffix.shape[:2]
+    positions = foresight.cache.valid.sum(1, keepdim=True) + torch.arange(n, device=suffix.device)
+    block = torch.full((1, n), len(policy.cfg.tokenizer.scales) + 2, dtype=torch.int32, device=suffix.device)
+    block[:, 0] -= 1  # the state is a block of its own, the actions are one that sees it
+    valid = torch.ones(B, n, dtype=torch.bool, device=suffix.device)
+    out, _ = policy.trunk({"act": suffix}, positions, block, valid, cache=foresight.cache)
+    return policy.flow.velocity(out["act"])
+
+
+def joint_losses(
+    policy: F1Policy,
+    batch: F1Batch,
+    h: Tensor,
+    sampling: Sampling | None = None,
+    noise: Tensor | None = None,
+    time: Tensor | None = None,
+    world_model_loss_ratio: float = 0.1,
+) -> dict[str, Any]:
+    """The published joint training step: the world model feeds on its own tokens, the action loss reaches every stream.
+
+    loss = action_loss + ratio * wm_loss; both are plain means (padding of actions stays in the denominator). a_t is
+    hidden from the world model, or the action head could read its label there.
+    """
+    batch = batch.hide_current_action()
+    R = policy.cfg.world_model.num_resolutions
+    action = batch.require("action_chunk", "mode 'joint'")
+    foresight = look_ahead(policy, batch, h, R, sampling or Sampling(Decoding.sample))
+    targets = batch.require("target_ids", "mode 'joint'")[:, 0, : foresight.logits.shape[1]]
+    nll = token_nll(foresight.logits, targets)
+    noise = torch.randn_like(action) if noise is None else noise
+    time = sample_time(batch.size, policy.device) if time is None else time
+    t = time[:, None, None]
+    v = velocity(policy, foresight, batch.state[:, 0], t * noise + (1 - t) * action, time)
+    errors = action_errors(v, noise - action, batch.action_is_pad)
+    wm_loss, action_loss = nll.mean(), errors.mean()
+    correct = foresight.logits.detach().argmax(-1) == targets
+    h = policy.write_memory(policy.reset_memory(batch, h, 0), foresight.memory_features, batch.actions[:, 0, -1], batch)
+    return {
+        "loss": action_loss + world_model_loss_ratio * wm_loss,
+        "wm_loss": wm_loss,
+        "action_loss": action_loss,
+        "action_losses": errors,
+        "velocity": v,
+        "acc_mean": correct.float().mean(),
+        "acc_tail": tail_accuracy(correct, R),
+        "foresight": foresight,
+        "memory_state": h,
+    }
+
+
+def sample_actions(
+    policy: F1Policy,
+    batch: F1Batch,
+    h: Tensor,
+    sampling: Sampling | None = None,
+    noise: Tensor | None = None,
+    num_steps: int | None = None,
+    num_scales: int | None = None,
+) -> dict[str, Any]:
+    """Euler steps from t = 1 to 0; a_t is hidden from the world model, whatever the batch says.
+
+    actions (B, Q, A), chain (steps + 1, B, Q, A) from noise to actions, velocities (steps, B, Q, A), times (steps,).
+    """
+    batch = batch.hide_current_action()
+    num_scales = policy.cfg.world_model.foresight_scales if num_scales is None else num_scales
+    foresight = look_ahead(policy, batch, h, num_scales, sampling or Sampling())
+    steps = policy.cfg.num_denoise_steps if num_steps is None else num_steps
+    shape = (batch.size, policy.cfg.chunk_size, policy.cfg.max_action_dim)
+    x = torch.randn(shape, device=policy.device) if noise is None else noise
+    dt = torch.tensor(-1.0 / steps, device=policy.device)
+    t = torch.ones((), device=policy.device)
+    chain, velocities, times = [x], [], []
+    for _ in range(steps):
+        v = velocity(policy, foresight, batch.state[:, 0], x, t.expand(batch.size))
+        times.append(t)
+        x, t = x + dt * v, t + dt  # accumulated in float32, as released
+        chain.append(x)
+        velocities.append(v)
+    return {
+        "actions": x,
+        "chain": torch.stack(chain),
+        "velocities": torch.stack(velocities),
+        "times": torch.stack(times),
+        "foresight": foresight,
+        "memory_features": foresight.memory_features,
+        "memory_state": policy.reset_memory(batch, h, 0),
+    }
+
+
+def predict_images(
+    policy: F1Policy, batch: F1Batch, h: Tensor, sampling: Sampling | None = None, num_scales: int | None = None
+) -> dict[str, Any]:
+    """Rolls out the next frame and decodes it: images (B, 3, S, S) in [-1, 1]."""
+    num_scales = len(policy.cfg.tokenizer.scales) if num_scales is None else num_scales
+    foresight = look_ahead(policy, batch, h, num_scales, sampling or Sampling())
+    with torch.no_grad(), torch.autocast(policy.device.type, enabled=False):
+        images = policy.tokenizer.decode(foresight.fhat)
+    h = policy.write_memory(policy.reset_memory(batch, h, 0), foresight.memory_features, batch.actions[:, 0, -1], batch)
+    return {
+        "images": images,
+        "ids": foresight.ids,
+        "logits": foresight.logits,
+        "fhat": foresight.fhat,
+        "predicted_latent": foresight.predicted_latent,
+        "memory_state": h,
+    }

@@ -1,0 +1,135 @@
+"""Teacher-forced world model over a window of steps, with the memory carried through (truncated BPTT).
+
+Letters: B batch, T steps, L tokens of a frame, M output slots in use (tokens of the first R scales), C latent channels,
+P latent side, V codes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from f1_vla.batch import F1Batch
+from f1_vla.trunk import positions_of
+from f1_vla.world_model import Aligned, StepContext, token_nll
+
+if TYPE_CHECKING:
+    from f1_vla.policy import F1Policy
+
+
+def teacher_forced_window(
+    policy: F1Policy, batch: F1Batch, h: Tensor, memory_backprop: bool = True, return_logits: bool = False
+) -> dict[str, Any]:
+    """One loop over T steps. Returns, beside loss and memory_state:
+
+    nll float32 (B, T, M) and correct bool (B, T, M), detached; valid (B, T); logits (B, T, M, V) on request;
+    metrics, detached: loss, accuracy, memory_norm, memory_gate (0-dim), loss_per_scale and accuracy_per_scale (R,).
+    memory_states float32 (B, T, num_layers, hidden), detached: the state each step read.
+    With a latent head: latent_loss (not part of loss) and predicted_latent (B, T, C, P, P), detached.
+    """
+    B, T, wm = batch.size, batch.steps, policy.world_model
+    L, M = wm.num_tokens, sum(wm.scale_sizes[: policy.cfg.world_model.num_resolutions])
+    targets = batch.require("target_ids", "the teacher-forced world model")
+    und, und_valid = policy.und_inputs(batch)
+    raw = policy.condition_inputs(batch)
+    condition = policy.condition(raw)
+    raw = raw.unflatten(0, (B, T))
+    prefix = policy.gen_prefix(batch, condition)
+    target_var = policy.var_inputs(targets).flatten(0, 1)[:, : M - 1]
+    forced = wm.embed_slots(wm.corrupt(target_var), 1, condition)
+    gen = torch.cat([prefix, forced.to(prefix.dtype)], 1).unflatten(0, (B, T))
+    block = policy.blocks(und.shape[2], M)
+    gen_valid = torch.ones(B, gen.shape[2], dtype=torch.bool, device=gen.device)
+    hidden, aligned, states = [], [], []
+    for t in range(T):
+        h = policy.reset_memory(batch, h, t)
+        states.append(h.detach())
+        h = h if memory_backprop else h.detach()
+        x = policy.add_memory(gen[:, t], h)
+        seen = policy.aligned(batch, t, raw[:, t], h)
+        if seen is not None:
+            aligned.append(seen)
+            x = torch.cat([x[:, : L - 1], x[:, L - 1 :] + seen.features[:, :M]], 1)
+        valid = torch.cat([und_valid[:, t], gen_valid], 1)
+        out, _ = policy.trunk({"und": und[:, t], "gen": x}, positions_of(valid), block, valid)
+        hidden.append(out["gen"][:, L - 1 :])
+        features = policy.pool(out["und"], und_valid[:, t], out["gen"][:, :L])
+        h = policy.write_memory(h, features, batch.actions[:, t, -1], batch, t)
+    context = StepContext(condition, codebook=policy.tokenizer.quantize.embedding.weight)
+    if aligned:
+        flat = [torch.stack(x, 1).flatten(0, 1) for x in zip(*((a.latent, a.features) for a in aligned), strict=True)]
+        context.aligned = Aligned(*flat)
+    logits = wm.head(torch.stack(hidden, 1).flatten(0, 1), target_var, 0, context)
+    result = _window_result(policy, batch, logits, targets[..., :M], h, return_logits)
+    result["memory_states"] = torch.stack(states).permute(2, 0, 1, 3)
+    if context.aligned is not None:
+        predicted = context.aligned.latent.unflatten(0, (B, T))
+        result["latent_loss"] = _latent_loss(policy, batch, targets, predicted, result["valid"])
+        result["predicted_latent"] = predicted.detach()
+    return result
+
+
+def memory_window(policy: F1Policy, batch: F1Batch, h: Tensor) -> dict[str, Any]:
+    """Carries the memory over T steps without predicting anything (burn-in): memory_state alone."""
+    und, und_valid = policy.und_inputs(batch)
+    raw = policy.condition_inputs(batch)
+    prefix = policy.gen_prefix(batch, policy.condition(raw)).unflatten(0, (batch.size, batch.steps))
+    raw = raw.unflatten(0, (batch.size, batch.steps))
+    block = policy.blocks(und.shape[2], 1)
+    seen_gen = torch.ones(batch.size, prefix.shape[2], dtype=torch.bool, device=prefix.device)
+    for t in range(batch.steps):
+        h = policy.reset_memory(batch, h, t)
+        x = policy.add_memory(prefix[:, t], h)
+        seen = policy.aligned(batch, t, raw[:, t], h)
+        if seen is not None:
+            x = torch.cat([x[:, :-1], x[:, -1:] + seen.features[:, :1]], 1)
+        valid = torch.cat([und_valid[:, t], seen_gen], 1)
+        out, _ = policy.trunk({"und": und[:, t], "gen": x}, positions_of(valid), block, valid)
+        h = policy.write_memory(h, policy.pool(out["und"], und_valid[:, t], out["gen"]), batch.actions[:, t, -1], batch, t)
+    return {"memory_state": h}
+
+
+def _latent_loss(policy: F1Policy, batch: F1Batch, targets: Tensor, predicted: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared error of the predicted latent over valid steps, float32."""
+    label = batch.target_latents
+    if label is None:
+        with torch.no_grad(), torch.autocast(policy.device.type, enabled=False):
+            label = policy.tokenizer.ids_to_fhat(targets.flatten(0, 1)).unflatten(0, targets.shape[:2])
+    errors = (predicted.float() - label.float()).square().mean((-3, -2, -1))
+    return (errors * valid).sum() / valid.sum().clamp(min=1)
+
+
+def _window_result(
+    policy: F1Policy, batch: F1Batch, logits: Tensor, targets: Tensor, h: Tensor, return_logits: bool
+) -> dict[str, Any]:
+    B, T, M = targets.shape
+    nll = token_nll(logits, targets.flatten(0, 1)).view(B, T, M)
+    valid = torch.ones(B, T, dtype=torch.bool, device=nll.device) if batch.valid is None else batch.valid
+    weight = valid.to(nll.dtype) / valid.sum().clamp(min=1)
+    loss = (nll.mean(-1) * weight).sum()
+    # The last state feeds no loss of this window; naming it keeps one set of parameters with gradients for every T.
+    loss = loss + 0.0 * h.sum()
+    correct = logits.detach().argmax(-1).view(B, T, M) == targets
+    sizes = policy.world_model.scale_sizes[: policy.cfg.world_model.num_resolutions]
+    metrics = {
+        "loss": loss.detach(),
+        "accuracy": (correct.float().mean(-1) * weight).sum(),
+        "loss_per_scale": torch.stack([(x.mean(-1) * weight).sum() for x in nll.detach().split(sizes, -1)]),
+        "accuracy_per_scale": torch.stack([(x.float().mean(-1) * weight).sum() for x in correct.split(sizes, -1)]),
+        "memory_norm": h.detach().norm(dim=-1).mean(),
+        "memory_gate": _gate_size(policy),
+    }
+    result: dict[str, Any] = {"loss": loss, "memory_state": h, "nll": nll.detach(), "correct": correct, "valid": valid}
+    result["metrics"] = metrics
+    if return_logits:
+        result["logits"] = logits.unflatten(0, (B, T))
+    return result
+
+
+def _gate_size(policy: F1Policy) -> Tensor:
+    """Mean absolute effect of a unit state: |gate| times the mean |weight| of the read projection."""
+    if policy.memory is None:
+        return torch.zeros((), device=policy.device)
+    return policy.memory.memory_gate.detach().abs() * policy.memory.out_proj.weight.detach().abs().mean()

@@ -1,0 +1,76 @@
+"""What goes into a checkpoint, and the rule that it is plain data."""
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+# Exactly these types pass torch.load(weights_only=True); subclasses (StrEnum, np.float64, defaultdict) do not.
+_SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_CONTAINERS = (list, tuple, set)
+_MAPPINGS = (dict, OrderedDict, Counter)
+_TENSORS = (torch.Tensor, nn.Parameter)
+
+
+@dataclass
+class CheckpointState:
+    """One rank's contribution. `model`, `training`, `metrics` and `peft_adapter` are those of rank 0."""
+
+    model: dict[str, torch.Tensor]  # model.pt: state_dict of the unwrapped module
+    training: dict[str, Any]  # training_state.pt: optimizer, schedule, counters, training config, metrics history
+    metrics: dict[str, Any] = field(default_factory=dict)  # metrics.pt: recent snapshot
+    per_rank: dict[str, Any] = field(default_factory=dict)  # gathered into training_state.pt: RNG, memory, carry-over
+    rank_files: dict[str, Any] = field(default_factory=dict)  # name -> object, written as {name}_rank{r}.pt
+    peft_adapter: Callable[[Path], None] | None = None  # writes adapter_config.json, adapter_model.safetensors
+
+
+def plain_bytes(value: Any, where: str) -> int:
+    """Size of the tensors in `value`; ValueError naming the first entry that could not be loaded back safely."""
+    storages: dict[int, int] = {}
+
+    def visit(item: Any, path: str) -> None:
+        if type(item) in _TENSORS:
+            storage = item.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+        elif type(item) in _MAPPINGS:
+            for k, v in item.items():
+                visit(k, f"{path} (key {k!r})")
+                visit(v, f"{path}.{k}")
+        elif type(item) in _CONTAINERS:
+            for i, v in enumerate(item):
+                visit(v, f"{path}[{i}]")
+        elif type(item) not in _SCALARS:
+            kind = f"{type(item).__module__}.{type(item).__name__}"
+            raise ValueError(f"checkpoint state {path} is a {kind}; store tensors, numbers, strings, lists and dicts")
+
+    visit(value, where)
+    return sum(storages.values())
+
+
+def load_strict(module: nn.Module, state_dict: dict[str, torch.Tensor], source: str | Path) -> None:
+    """`module.load_state_dict` that touches nothing unless every key and shape fits; else ValueError listing them."""
+    own = module.state_dict()
+    problems = {
+        "missing": sorted(own.keys() - state_dict.keys()),
+        "unexpected": sorted(state_dict.keys() - own.keys()),
+        "of another shape": [
+            f"{k} {tuple(state_dict[k].shape)} instead of {tuple(own[k].shape)}"
+            for k in sorted(own.keys() & state_dict.keys())
+            if state_dict[k].shape != own[k].shape
+        ],
+    }
+    told = [f"{len(keys)} {kind} ({_abridged(keys)})" for kind, keys in problems.items() if keys]
+    if told:
+        raise ValueError(
+            f"{source} belongs to another architecture than this model: keys {'; '.join(told)}. "
+            "Use the model configuration it was trained with (config.yaml of its run)"
+        )
+    module.load_state_dict(state_dict, strict=True)
+
+
+def _abridged(keys: list[str], limit: int = 5) -> str:
+    return ", ".join(keys[:limit]) + (f", and {len(keys) - limit} more" if len(keys) > limit else "")

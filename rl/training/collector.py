@@ -1,0 +1,97 @@
+"""Collection of episodes from the environments of one process.
+
+Letters: E environments, T steps, A padded action dim, S padded state dim.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from rl.config import Config
+from rl.training.seeds import words_for
+from rl.types import EpisodeRecord
+from rl.vec_env import make_vector_env, true_info, true_next_observation
+
+# (observations, episode index, step) -> actions (E, A)
+ActionSource = Callable[[dict[str, npt.NDArray[Any]], int, int], npt.NDArray[np.float32]]
+
+
+class RandomActions:
+    """Independent uniform actions in [-1, 1] on the real dims: a pure function of (seed, rank, environment, episode)."""
+
+    def __init__(self, seed: int, rank: int, action_mask: npt.NDArray[np.bool_], num_envs: int) -> None:
+        self.seed, self.rank, self.mask, self.num_envs = seed, rank, action_mask, num_envs
+        self._episode = -1
+        self._generators: list[np.random.Generator] = []
+
+    def __call__(self, observations: dict[str, npt.NDArray[Any]], episode: int, step: int) -> npt.NDArray[np.float32]:
+        if episode != self._episode or step == 0:
+            words = [words_for(4, self.seed, self.rank, "random_actions", e, episode) for e in range(self.num_envs)]
+            self._generators = [np.random.default_rng(w) for w in words]
+            self._episode = episode
+        actions = np.zeros((self.num_envs, len(self.mask)), np.float32)
+        for e, g in enumerate(self._generators):
+            actions[e, self.mask] = g.uniform(-1, 1, int(self.mask.sum()))
+        return actions
+
+
+class EpisodeCollector:
+    """Steps all environments of this rank together; every environment runs the same episode index."""
+
+    def __init__(self, config: Config, phase: str, rank: int, device: str, num_obs: int, stride: int, seed: int) -> None:
+        self.num_envs = config.training.num_envs
+        self.steps_per_episode = config.training.steps_per_episode
+        self.envs: gym.vector.VectorEnv[Any, Any, Any] = make_vector_env(
+            config.environment, phase, self.num_envs, rank=rank, seed=seed,
+            history_length=num_obs, obs_img_stride=stride, max_steps=self.steps_per_episode, device=device,
+        )  # fmt: skip
+        first = self.envs.envs[0].unwrapped  # type: ignore[attr-defined]
+        self.action_mask: npt.NDArray[np.bool_] = first.action_mask
+        self.state_mask: npt.NDArray[np.bool_] = first.state_mask
+        self.phase = phase
+        self.episode = 0  # index of the episode that the next collection starts
+        self._observations: dict[str, npt.NDArray[Any]] | None = None
+
+    def rebuild(self, episode: int) -> None:
+        """Drops all scenes; the next collection starts episode index `episode` in scenes built anew."""
+        self.envs.call("rebuild")
+        self.episode, self._observations = episode, None
+
+    def collect_steps(self, num_steps: int, act: ActionSource) -> list[EpisodeRecord]:
+        """Whole episodes; `num_steps` counts over all environments and must be a multiple of E * steps_per_episode."""
+        per_round = self.num_envs * self.steps_per_episode
+        if num_steps < 1 or num_steps % per_round:
+            raise ValueError(
+                f"collect_steps({num_steps}): with {self.num_envs} environments and {self.steps_per_episode} steps an "
+                f"episode, ask for a multiple of {per_round}"
+            )
+        return [record for _ in range(num_steps // per_round) for record in self._collect_episode(act)]
+
+    def _collect_episode(self, act: ActionSource) -> list[EpisodeRecord]:
+        if self._observations is None:
+            self._observations, _ = self.envs.reset(options={"episode": self.episode})
+        frames = [self._frame(self._observations)]
+        actions = []
+        for t in range(self.steps_per_episode):
+            self._observations, _, terminated, truncated, infos = self.envs.step(act(self._observations, self.episode, t))
+            assert not terminated.any() and truncated.all() == (t == self.steps_per_episode - 1)
+            actions.append(true_info(infos, "executed_action", self.num_envs))
+            frames.append(self._frame(true_next_observation(self._observations, infos)))
+        self.episode += 1
+        head, wrist, wrist_vlm, states = (np.stack([f[i] for f in frames], 1) for i in range(4))
+        return [
+            EpisodeRecord(head[e], wrist[e], wrist_vlm[e], states[e], np.stack([a[e] for a in actions]), e, self.episode - 1)
+            for e in range(self.num_envs)
+        ]
+
+    def _frame(self, obs: dict[str, npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
+        """Head and wrist (E, vlm, vlm, 3), wrist (E, wm, wm, 3) and state (E, S) of one observation; copies."""
+        assert self.phase == "teacher", "head pictures of the student phases are in info['privileged']"
+        wrist = obs["image0_history"][:, -1].copy()
+        return obs["image0"].copy(), wrist, obs["image1"].copy(), obs["state"].copy()
+
+    def close(self) -> None:
+        self.envs.close()

@@ -1,0 +1,50 @@
+"""Which configuration keys may change when a run is resumed."""
+
+import fnmatch
+from typing import Any
+
+# The architecture itself is compared key by key under "arch", so the name of its file may change.
+# Changing these leaves model, optimizer and data of the coming steps what they would have been, or only their number.
+BENIGN = (
+    "training.num_episodes", "training.save_every", "training.log_every", "training.video_save_every",
+    "training.sample_save_every", "training.keep_*", "training.num_threads", "training.device", "training.debug",
+    "logging.*", "model.config_file", "*.output_dir", "adversarial.total_iterations", "evaluation.*",
+)  # fmt: skip
+PHASE_BLOCKS = ("teacher", "student", "adversarial", "tokenizer")
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict to {"block.key": value}; lists are values."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def is_benign(key: str, phase: str) -> bool:
+    """True for the list above and for blocks of other phases, which this phase does not read."""
+    other_phase = key.split(".")[0] in PHASE_BLOCKS and not key.startswith(f"{phase}.")
+    return other_phase or any(fnmatch.fnmatchcase(key, pattern) for pattern in BENIGN)
+
+
+def check_drift(old: dict[str, Any], new: dict[str, Any], phase: str, source: str) -> list[str]:
+    """Notes "key old -> new" for benign changes; any other change raises ValueError listing each key.
+
+    `old` and `new` are nested dicts (`config.to_dict`); architecture keys stand under "arch".
+    """
+    before, after = flatten(old), flatten(new)
+    changed = {
+        k: f"{k} {before.get(k, '(absent)')} -> {after.get(k, '(absent)')}"
+        for k in sorted(before.keys() | after.keys())
+        if before.get(k, None) != after.get(k, None) or (k in before) != (k in after)
+    }
+    severe = [text for k, text in changed.items() if not is_benign(k, phase)]
+    if severe:
+        raise ValueError(
+            f"{source}: the run was started with another configuration: {'; '.join(severe)}. "
+            f"Restore the old values (--rl_config {source} holds them), or start a new run with another --output_dir"
+        )
+    return list(changed.values())

@@ -1,0 +1,223 @@
+"""Processes of one training run: device, precision, wrapping, reductions. The only importer of accelerate and
+torch.distributed.
+
+Rank discipline: methods marked "collective" must be called by every rank, in the same order. In one process they
+cost nothing. Works under `accelerate launch`, torchrun and plain python.
+"""
+
+import hashlib
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import nn
+
+from rl.config import TrainingConfig
+from rl.training.seeds import seed_for
+
+__all__ = ["ParallelContext", "RankMismatchError", "parameter_hash", "seed_for"]
+
+T = TypeVar("T")
+DEFAULT_TIMEOUT_S = 600.0  # a collective that waits longer raises instead of hanging for ever
+
+
+class RankMismatchError(RuntimeError):
+    """Ranks that must hold equal values do not; training on would silently mix different models."""
+
+
+def available_cores() -> int:
+    """Cores this process may use (containers and taskset restrict them)."""
+    return len(os.sched_getaffinity(0))
+
+
+def _tensor_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def _named_tensors(module: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
+    inner = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+    yield from sorted([*inner.named_parameters(), *inner.named_buffers()])
+
+
+def parameter_hash(module: nn.Module) -> str:
+    """sha256 over names, dtypes, shapes and bytes of all parameters and buffers, in name order."""
+    digest = hashlib.sha256()
+    for name, tensor in _named_tensors(module):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(_tensor_bytes(tensor))
+    return digest.hexdigest()
+
+
+class ParallelContext:
+    """What one rank knows about the group. Build with `create`, end with `close`."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.rank: int = accelerator.process_index
+        self.world_size: int = accelerator.num_processes
+        self.local_rank: int = accelerator.local_process_index
+        self.is_main: bool = accelerator.is_main_process
+        self.device: torch.device = accelerator.device
+
+    @classmethod
+    def create(
+        cls, cfg: TrainingConfig, timeout_s: float = DEFAULT_TIMEOUT_S, find_unused_parameters: bool = False
+    ) -> "ParallelContext":
+        """Collective. Joins the group the launcher describes and sets torch's threads to cores / local processes.
+
+        `find_unused_parameters`: for a model whose forward leaves trainable parameters out in some modes.
+        """
+        if cfg.device not in ("auto", "cpu", "cuda"):
+            raise ValueError(f"training.device is '{cfg.device}'; use auto, cpu or cuda")
+        if cfg.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("training.device is cuda, but torch finds no CUDA device; use --device cpu or auto")
+        on_cpu = cfg.device == "cpu" or (cfg.device == "auto" and not torch.cuda.is_available())
+        if on_cpu and cfg.mixed_precision == "fp16":
+            raise ValueError("training.mixed_precision fp16 needs a GPU; use bf16 or no on the CPU")
+        # Naming a backend outside a launcher makes Accelerate believe in a group that nobody started.
+        launched = "LOCAL_RANK" in os.environ
+        backend = ("gloo" if on_cpu else "nccl") if launched else None
+        group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=timeout_s))
+        ddp = DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        threads = cfg.num_threads if cfg.num_threads > 0 else max(1, available_cores() // local_processes)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else Accelerate picks its own number and warns
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            mixed_precision=str(cfg.mixed_precision.value),
+            gradient_accumulation_steps=cfg.gradient_accumulation_steps,
+            step_scheduler_with_optimizer=False,
+            kwargs_handlers=[group, ddp],
+        )
+        if on_cpu:
+            torch.set_num_threads(threads)
+        return cls(accelerator)
+
+    def close(self) -> None:
+        """Leaves the group, so that a later `create` in the same process starts afresh. Not a barrier."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        assert PartialState._shared_state == {}
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Collective. Wraps model and optimizer; schedules are stepped by us (a prepared one steps once a process)."""
+        return self.accelerator.prepare(model, optimizer)
+
+    def unwrap(self, model: nn.Module) -> nn.Module:
+        """The module inside, for its state_dict; never for a training forward."""
+        return self.accelerator.unwrap_model(model)
+
+    def accumulate(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Context of one micro-batch; gradients are reduced and applied at every accumulation boundary."""
+        return self.accelerator.accumulate(model)
+
+    @property
+    def sync_gradients(self) -> bool:
+        """True in the micro-batch that ends an accumulation: clip, check and step only then."""
+        return self.accelerator.sync_gradients
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return self.accelerator.autocast()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Collective (gradient reduction)."""
+        self.accelerator.backward(loss)
+
+    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
+        """Norm of all gradients before clipping, a scalar tensor on the device."""
+        norm = self.accelerator.clip_grad_norm_(list(parameters), max_norm)
+        assert norm is not None
+        return norm
+
+    def precision_state(self) -> dict[str, Any]:
+        """State of the gradient scaler of fp16 (empty for other precisions), for the checkpoint."""
+        scaler = self.accelerator.scaler
+        return {} if scaler is None else scaler.state_dict()
+
+    def load_precision_state(self, state: dict[str, Any]) -> None:
+        """Undoes `precision_state`; the precision must be the one it was saved with."""
+        scaler = self.accelerator.scaler
+        if (scaler is None) != (not state):
+            raise ValueError("checkpoint: fp16 scaler state and training.mixed_precision do not fit together")
+        if scaler is not None:
+            scaler.load_state_dict(state)
+
+    # --- agreement -------------------------------------------------------------------------------------------------
+
+    def _reduce(self, values: list[float], op: dist.ReduceOp.RedOpType) -> list[float]:
+        if self.world_size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor, op=op)
+        return tensor.tolist()
+
+    def all_true(self, flag: bool) -> bool:
+        """Collective: True when every rank says True."""
+        return bool(self._reduce([float(flag)], dist.ReduceOp.MIN)[0])
+
+    def any_rank(self, flag: bool) -> bool:
+        """Collective: True when at least one rank says True."""
+        return bool(self._reduce([float(flag)], dist.ReduceOp.MAX)[0])
+
+    def mean(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Collective: mean over ranks of each entry, in float64; ranks with other keys raise RankMismatchError."""
+        names = sorted(metrics)
+        fingerprint = float(zlib.crc32("\n".join(names).encode()))
+        low = self._reduce([fingerprint], dist.ReduceOp.MIN)[0]
+        high = self._reduce([fingerprint], dist.ReduceOp.MAX)[0]
+        if low != high:
+            raise RankMismatchError(f"ranks report different metrics; rank {self.rank} has {names}")
+        total = self._reduce([float(metrics[n]) for n in names], dist.ReduceOp.SUM)
+        return {n: v / self.world_size for n, v in zip(names, total, strict=True)}
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Collective: the (small, picklable) value of every rank, in rank order, on all ranks."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] = [None] * self.world_size
+        dist.all_gather_object(gathered, value)
+        return gathered
+
+    def broadcast_object(self, value: T, source: int = 0) -> T:
+        """Collective: the value of rank `source` on all ranks."""
+        if self.world_size == 1:
+            return value
+        holder: list[Any] = [value]
+        dist.broadcast_object_list(holder, src=source)
+        return holder[0]
+
+    def barrier(self) -> None:
+        """Collective."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def assert_ranks_equal(self, module: nn.Module, what: str) -> None:
+        """Collective: raises RankMismatchError on all ranks, naming the first differing rank and tensor."""
+        if self.world_size == 1:
+            return
+        hashes = self.gather_objects(parameter_hash(module))
+        other = next((r for r, h in enumerate(hashes) if h != hashes[0]), None)
+        if other is None:
+            return
+        mine = [(n, str(t.dtype), tuple(t.shape), zlib.crc32(_tensor_bytes(t))) for n, t in _named_tensors(module)]
+        tables = self.gather_objects(mine)
+        # The tables differ because the hashes do; one may also be a prefix of the other.
+        pairs = zip([*tables[0], ("end",)], [*tables[other], ("end",)], strict=False)
+        name = next((a[0] for a, b in pairs if a != b), "end")
+        raise RankMismatchError(f"{what}: rank {other} differs from rank 0, first at '{name}'")
+
+    def seed_for(self, seed: int, *stream: int | str) -> int:
+        """63-bit seed of a random stream of this rank."""
+        return seed_for(seed, self.rank, *stream)

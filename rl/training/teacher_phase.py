@@ -1,0 +1,202 @@
+"""Phase 1: the world model learns to predict the next wrist frame from random interaction.
+
+Every new episode is first predicted, then trained on: the numbers of `collect` are measured on unseen data. That pass
+also yields the memory state before every step, which windows start from (stored state, Kapturowski et al. 2019).
+"""
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from f1_vla.lora import Role
+from rl.config import Config
+from rl.data.episode_buffer import EpisodeBuffer, WindowIndex
+from rl.normalizers import Normalizer
+from rl.training import teacher_media
+from rl.training.checkpoint import CheckpointState, LoadedCheckpoint, load_strict
+from rl.training.collector import EpisodeCollector, RandomActions
+from rl.training.model_setup import Model
+from rl.training.optim import guarded_step, setup_scheduler
+from rl.training.parallel_utils import ParallelContext
+from rl.training.seeds import seed_for
+from rl.training.world_model_data import WorldModelData, initial_memory
+from rl.training.world_model_metrics import copy_accuracy, window_metrics
+from rl.types import EpisodeRecord
+
+
+class TeacherPhase:
+    name, unit = "teacher", "episode"
+
+    def __init__(self, cfg: Config, model: Model, ctx: ParallelContext) -> None:
+        t, arch = cfg.training, model.policy.cfg
+        self.cfg, self.ctx, self.model = cfg, ctx, model
+        device = f"cuda:{ctx.device.index or 0}" if ctx.device.type == "cuda" else "cpu"
+        self.collector = EpisodeCollector(
+            cfg, "teacher", ctx.rank, device, arch.n_obs_img_steps, arch.obs_img_stride, t.seed
+        )
+        self.act = RandomActions(t.seed, ctx.rank, self.collector.action_mask, t.num_envs)
+        self.states = Normalizer(torch.from_numpy(self.collector.state_mask))
+        self.data = WorldModelData(
+            model.policy, self.states, cfg.environment.instruction, cfg.teacher.freeze.freeze_vision_encoder
+        )
+        capacity = max(1, cfg.teacher.buffer_episodes // ctx.world_size)
+        self.buffer = EpisodeBuffer(capacity, arch.n_obs_img_steps, arch.obs_img_stride)
+        self.generator = torch.Generator().manual_seed(seed_for(t.seed, ctx.rank, "windows"))
+        self.units_per_iteration = t.num_envs * ctx.world_size
+        self.updates_per_iteration = cfg.teacher.updates_per_episode * t.num_envs
+        horizon = t.schedule_episodes or t.num_episodes
+        self.schedule = setup_scheduler(model.optimizer, "cosine", horizon, t.min_learning_rate, t.warmup_updates)
+        self.updates = 0
+        self.history: deque[dict[str, float]] = deque(maxlen=100)
+        self.shown: tuple[EpisodeRecord, int] | None = None  # what the pictures of this iteration show
+
+    # --- collection ------------------------------------------------------------------------------------------------
+
+    def collect(self, step: int) -> dict[str, float]:
+        t = self.cfg.training
+        start = time.monotonic()
+        records = self.collector.collect_steps(t.num_envs * t.steps_per_episode, self.act)
+        simulated = time.monotonic()
+        self._update_normalizer(records)
+        first = len(self.buffer)
+        for record in records:
+            index = step + self.ctx.rank * t.num_envs + record.env_index
+            self.buffer.add(self.data.encode(record, index))
+        first = len(self.buffer) - len(records)
+        numbers = self._predict_unseen(list(range(first, len(self.buffer))))
+        self.shown = (records[0], first)
+        numbers = self.ctx.mean(numbers)
+        env_steps = t.num_envs * t.steps_per_episode * self.ctx.world_size
+        numbers["env_steps"] = env_steps
+        numbers["env_steps_per_s"] = env_steps / (simulated - start)
+        return numbers
+
+    def _update_normalizer(self, records: list[EpisodeRecord]) -> None:
+        """Collective: every rank's normaliser sees the episodes of all ranks."""
+        own = Normalizer(self.states.mask)
+        for record in records:
+            own.update(torch.from_numpy(record.states))
+        for state in self.ctx.gather_objects(own.state_dict()):
+            other = Normalizer(self.states.mask)
+            other.load_state_dict(state)
+            self.states.merge(other)
+
+    @torch.no_grad()
+    def _predict_unseen(self, episodes: list[int]) -> dict[str, float]:
+        """Teacher-forced pass over whole episodes with all cameras; stores the memory states."""
+        stride = self.buffer.stride
+        length = self.cfg.training.steps_per_episode - stride + 1
+        where = WindowIndex(episodes, [0] * len(episodes), length, burn_in=0)
+        windows = self.buffer.gather(where)
+        batch = self.data.batch(windows, torch.ones(len(episodes), dtype=torch.bool))
+        self.model.wrapped.eval()
+        with self.ctx.autocast():
+            out = self.model.wrapped(
+                batch, mode="world_model_window", initial_memory_state=self.model.policy.initial_memory_state(len(episodes))
+            )
+        self.buffer.write_memory(where, out["memory_states"])
+        numbers = window_metrics(out["metrics"], prefix="unseen_")
+        numbers["copy_accuracy"] = copy_accuracy(windows)
+        return numbers
+
+    # --- updates ---------------------------------------------------------------------------------------------------
+
+    def update(self, progress: float) -> dict[str, float]:
+        t, start = self.cfg.training, time.monotonic()
+        lr = self.schedule.set(progress, self.updates)
+        self.model.wrapped.train()
+        parts: list[dict[str, Any]] = []
+        samples, norm = 0, 0.0
+        for micro in range(t.gradient_accumulation_steps):
+            where = self._sample()
+            with self.ctx.accumulate(self.model.wrapped), self.ctx.autocast():
+                out, loss = self._forward(where)
+                self.ctx.backward(loss)
+            if micro == t.gradient_accumulation_steps - 1:
+                norm = guarded_step(
+                    self.ctx, self.model.optimizer, self.model.trainable, loss, t.max_grad_norm,
+                    f"teacher update {self.updates}",
+                )  # fmt: skip
+            parts.append(window_metrics(out["metrics"]) | {k: float(v) for k, v in out["extra"].items()})
+            samples += int(out["valid"].sum())
+        self.updates += 1
+        line = self.ctx.mean({k: sum(p[k] for p in parts) / len(parts) for k in parts[0]})
+        seconds = time.monotonic() - start
+        return {
+            **line, "grad_norm": norm, "learning_rate": lr,
+            "train_steps_per_s": samples * self.ctx.world_size / seconds,
+        }  # fmt: skip
+
+    def _sample(self) -> WindowIndex:
+        t = self.cfg.training
+        if t.sequential_training:
+            return self.buffer.sample(t.batch_size, t.bptt_length, self.cfg.teacher.burn_in, self.generator)
+        return self.buffer.sample(t.batch_size * t.bptt_length, 1, 0, self.generator)
+
+    def _forward(self, where: WindowIndex) -> tuple[dict[str, Any], torch.Tensor]:
+        """One wrapped forward over the trained steps, from a memory state refreshed by the burn-in steps."""
+        teacher, t = self.cfg.teacher, self.cfg.training
+        windows = self.buffer.gather(where)
+        B = len(where.episode)  # noqa: N806
+        head_visible = torch.rand(B, generator=self.generator) >= teacher.view_dropout
+        known = torch.rand(B, where.length, generator=self.generator) >= teacher.action_dropout
+        batch = self.data.batch(windows, head_visible, known)
+        h = initial_memory(windows, self.ctx.device)
+        if where.burn_in:
+            with torch.no_grad():
+                h = self.model.wrapped(
+                    batch.window(0, where.burn_in), mode="memory_only", initial_memory_state=h
+                )["memory_state"]
+        out = self.model.wrapped(
+            batch.window(where.burn_in, where.length), mode="world_model_window", initial_memory_state=h.detach(),
+            memory_backprop=t.memory_backprop and t.sequential_training,
+        )  # fmt: skip
+        loss, out["extra"] = out["loss"], {}
+        if "latent_loss" in out:
+            loss = loss + teacher.latent_loss_weight * out["latent_loss"]
+            out["extra"] = {"latent_loss": out["latent_loss"].detach()}
+        return out, loss
+
+    # --- checkpoints and pictures ----------------------------------------------------------------------------------
+
+    def boundary(self, step: int) -> None:
+        self.collector.rebuild(step // self.units_per_iteration)
+        self.ctx.assert_ranks_equal(self.model.policy, f"parameters at episode {step}")
+
+    def media(self, run_dir: Path, step: int, last: bool) -> None:
+        assert self.shown is not None
+        record, episode = self.shown
+        teacher_media.write(self, run_dir, step, last, record, episode)
+
+    def checkpoint(self) -> CheckpointState:
+        return CheckpointState(
+            model=self.model.policy.state_dict(),
+            training={
+                "optimizer": self.model.optimizer.state_dict(),
+                "updates": self.updates,
+                "states": self.states.state_dict(),
+                "metrics_history": list(self.history),
+            },
+            metrics=dict(self.history[-1]) if self.history else {},
+            per_rank={"generator": self.generator.get_state()},
+            rank_files={"buffer": self.buffer.state_dict()},
+            peft_adapter=self.model.adapter_writer(Role.world_model),
+        )
+
+    def restore(self, saved: LoadedCheckpoint) -> None:
+        load_strict(self.model.policy, saved.model, saved.saved.path)
+        self.model.optimizer.load_state_dict(saved.training["optimizer"])
+        self.updates = saved.training["updates"]
+        self.states.load_state_dict(saved.training["states"])
+        self.history.extend(saved.training["metrics_history"])
+        buffer = saved.rank_file("buffer")
+        if buffer is not None and saved.per_rank is not None:
+            self.buffer.load_state_dict(buffer)
+            self.generator.set_state(saved.per_rank["generator"])
+        self.collector.rebuild(saved.training["loop"]["step"] // self.units_per_iteration)
+
+    def close(self) -> None:
+        self.collector.close()

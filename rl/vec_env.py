@@ -1,0 +1,80 @@
+"""Several environments of one process behind gymnasium's SyncVectorEnv, and what its autoreset hides.
+
+Autoreset is SAME_STEP: the step that ends an episode already returns the first observation of the next one; the true
+last observation is in `infos["final_obs"][i]` and its info in `infos["final_info"]`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from rl.config import EnvironmentConfig, Isolation
+from rl.gym_wrapper import make_env
+
+VectorFactory = Callable[[list[Callable[[], gym.Env[Any, Any]]]], SyncVectorEnv]
+
+
+def _sync(env_fns: list[Callable[[], gym.Env[Any, Any]]]) -> SyncVectorEnv:
+    return SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+# What `environment.isolation` chooses from.
+BACKENDS: dict[Isolation, VectorFactory] = {Isolation.sync: _sync}
+
+
+def make_vector_env(
+    config: EnvironmentConfig, phase: str, num_envs: int, *, rank: int = 0, seed: int = 0, **env_options: Any
+) -> SyncVectorEnv:
+    """`num_envs` environments with environment indices 0.. of this rank; `env_options` go to `F1RLEnv`.
+
+    Raises ValueError for num_envs below 1 and for an isolation that is not available.
+    """
+    if num_envs < 1:
+        raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
+    if config.isolation not in BACKENDS:
+        available = ", ".join(BACKENDS)
+        raise ValueError(f"environment.isolation '{config.isolation}' is not available yet; there is: {available}")
+
+    def factory(index: int) -> Callable[[], gym.Env[Any, Any]]:
+        return lambda: make_env(config, phase, rank=rank, seed=seed, env_index=index, **env_options)
+
+    return BACKENDS[config.isolation]([factory(i) for i in range(num_envs)])
+
+
+def true_next_observation(
+    observations: dict[str, npt.NDArray[Any]], infos: dict[str, Any]
+) -> dict[str, npt.NDArray[Any]]:
+    """What each action led to: `observations` of a vector step with the final ones of ended episodes put back.
+
+    The same object when no episode ended, else copies.
+    """
+    if "final_obs" not in infos:
+        return observations
+    restored = {key: value.copy() for key, value in observations.items()}
+    for i in np.flatnonzero(infos["_final_obs"]):
+        for key, value in infos["final_obs"][i].items():
+            restored[key][i] = value
+    return restored
+
+
+def true_info(infos: dict[str, Any], key: str, num_envs: int) -> npt.NDArray[Any]:
+    """`infos[key]` of a vector step, rows of ended episodes from `infos["final_info"]`; (num_envs, ...).
+
+    Raises KeyError when an environment did not report it.
+    """
+    parts = [infos] if "final_info" not in infos else [infos, infos["final_info"]]
+    seen = np.zeros(num_envs, np.bool_)
+    result: npt.NDArray[Any] | None = None
+    for part in parts:
+        if key in part:
+            rows = part[f"_{key}"]
+            result = part[key].copy() if result is None else result
+            result[rows] = part[key][rows]
+            seen |= rows
+    if result is None or not seen.all():
+        raise KeyError(f"info '{key}' is missing for environments {np.flatnonzero(~seen).tolist()}")
+    return result

@@ -1,0 +1,54 @@
+# Starts a training module in one process or several; sourced by train.sh. Needs PYTHON_BIN, the interpreter of .venv.
+
+# launch NUM_PROCESSES MODULE [ARGS...]: one process replaces this shell, so signals and exit codes are its own.
+launch() {
+    local count="$1" module="$2"
+    shift 2
+    local cores
+    cores="$(nproc)"
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores / count > 0 ? cores / count : 1))}"
+    if ((count == 1)); then
+        exec "$PYTHON_BIN" -m "$module" "$@"
+    fi
+    # torch's launcher sends these signals on to the ranks only when told to.
+    export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1
+    # Saving a large checkpoint takes longer than the 30 s that the ranks get by default.
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}"
+    forward_signals "$PYTHON_BIN" -m torch.distributed.run --standalone --nproc-per-node "$count" \
+        -m "$module" "$@"
+}
+
+# launch_accelerate CONFIG_FILE NUM_PROCESSES_OR_EMPTY MODULE [ARGS...]: the same through `accelerate launch`.
+launch_accelerate() {
+    local config="$1" count="$2" module="$3"
+    shift 3
+    export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1
+    forward_signals "$PYTHON_BIN" -m accelerate.commands.accelerate_cli launch --config_file "$config" \
+        ${count:+--num_processes "$count"} -m "$module" "$@"
+}
+
+# forward_signals COMMAND...: runs it, passes TERM, INT and USR1 on and exits with the code that rank 0 wrote down,
+# because launchers turn every failure (75 "stopped, can be resumed" too) into 1.
+forward_signals() {
+    local pid code=0 signalled ranks_code
+    RL_EXIT_CODE_FILE="$(mktemp)"
+    export RL_EXIT_CODE_FILE
+    set -m # a process group of its own: Ctrl+C arrives once, through the trap, and is not ignored by the child
+    "$@" < /dev/null &
+    pid=$!
+    for signal in TERM INT USR1; do
+        # shellcheck disable=SC2064
+        trap "signalled=1; kill -s $signal $pid 2> /dev/null || true" "$signal"
+    done
+    while :; do # a signal ends `wait` early
+        signalled=
+        code=0
+        wait "$pid" || code=$?
+        [[ -n $signalled ]] || break
+    done
+    ranks_code="$(< "$RL_EXIT_CODE_FILE")"
+    rm -f "$RL_EXIT_CODE_FILE"
+    # Rank 0 may have ended well while another one failed: its 0 counts only if the launcher agrees.
+    if ((code != 0)) && [[ $ranks_code =~ ^[0-9]+$ ]] && ((ranks_code != 0)); then code="$ranks_code"; fi
+    exit "$code"
+}

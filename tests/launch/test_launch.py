@@ -1,0 +1,58 @@
+"""scripts/launch.sh with a stand-in for the training module: signals reach every rank, exit codes come back."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent.parent
+WORKER = "tests.launch.stub_worker"
+
+
+def start(tmp_path: Path, processes: int, mode: str) -> subprocess.Popen[str]:
+    script = f'set -euo pipefail; PYTHON_BIN="{sys.executable}"; source "{REPO}/scripts/launch.sh"; launch "$@"'
+    command = ["bash", "-c", script, "launch", str(processes), WORKER, mode, str(tmp_path)]
+    return subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_until_ready(tmp_path: Path, processes: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while len(list(tmp_path.glob("ready-*"))) < processes:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("code", [0, 3, 75])
+def test_the_exit_code_of_one_process_is_passed_on(tmp_path: Path, code: int) -> None:
+    process = start(tmp_path, 1, f"exit{code}")
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_reaches_a_single_process(tmp_path: Path, signum: signal.Signals) -> None:
+    process = start(tmp_path, 1, "wait")
+    wait_until_ready(tmp_path, 1, process)
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, output
+    assert (tmp_path / "stopped-0").read_text() == signum.name
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_reaches_every_rank_and_their_exit_code_comes_back(tmp_path: Path, signum: signal.Signals) -> None:
+    process = start(tmp_path, 2, "wait")
+    wait_until_ready(tmp_path, 2, process)
+    process.send_signal(signum)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 75, output
+    assert [(tmp_path / f"stopped-{rank}").read_text() for rank in range(2)] == [signum.name] * 2
+
+
+def test_a_failure_of_one_rank_is_not_hidden_by_the_success_of_rank_0(tmp_path: Path) -> None:
+    process = start(tmp_path, 2, "rank1fails")
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode not in (0, 75), output

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# The one test command.
+#   bash tests/run.sh              set-up, lint, spelling, types, import rules, all tests but the slow ones
+#   bash tests/run.sh --slow       the slow ones too
+#   bash tests/run.sh ARGS...      only pytest, with these arguments: bash tests/run.sh tests/envs -k history
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Without a Vulkan driver (exit 4 after the packages are in) everything that draws nothing can still be tested.
+bash setup.sh || [[ -f .venv/.setup-stamp ]] || exit 4
+
+export PATH="$PWD/.venv/bin:$PATH"
+# One thread a worker: the same numbers on every machine, and two workers do not fight for two cores.
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+export HF_HUB_OFFLINE=1 # no test fetches anything
+export MYPY_CACHE_DIR=.cache/mypy RUFF_CACHE_DIR=.cache/ruff
+
+if [[ $# -gt 0 && "$*" != --slow ]]; then
+    exec python -m pytest "$@"
+fi
+
+failed=()
+stage() { # stage NAME COMMAND...: runs all, so that one start shows every complaint
+    local name="$1" output
+    shift
+    if output="$("$@" 2>&1)"; then printf '%-8s ok\n' "$name"; else printf '%-8s FAILED\n%s\n' "$name" "$output"; failed+=("$name"); fi
+}
+stage lint ruff check .
+stage format ruff format --check .
+stage spelling codespell
+stage types mypy
+stage imports lint-imports --no-cache
+[[ ${#failed[@]} -eq 0 ]] || printf '\nFAILED before the tests: %s (see above)\n\n' "${failed[*]}"
+
+python -m pytest -n "${PYTEST_WORKERS:-2}" --durations=15 "$@"
+code=$?
+[[ $code -ne 0 || ${#failed[@]} -eq 0 ]] || code=1
+exit "$code"

@@ -1,0 +1,57 @@
+import pytest
+
+from rl.config import Config, to_dict
+from rl.training.config_drift import check_drift
+
+
+def drift(key: str, value: object, phase: str = "teacher") -> list[str]:
+    tree = to_dict(Config())
+    node = tree
+    *blocks, last = key.split(".")
+    for block in blocks:
+        node = node[block]
+    node[last] = value
+    return check_drift(to_dict(Config()), tree, phase, "config.yaml")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "training.num_episodes", "training.save_every", "training.log_every", "training.video_save_every",
+        "training.sample_save_every", "training.keep_checkpoints", "training.keep_samples", "training.keep_videos",
+        "training.num_threads", "training.device", "logging.console_level",
+        "model.config_file", "teacher.output_dir",
+        "student.rewards.wm_uncertainty_weight", "evaluation.num_episodes",
+    ],
+)  # fmt: skip
+def test_a_benign_key_is_noted(key: str) -> None:
+    notes = drift(key, 12345)
+    assert len(notes) == 1 and notes[0].startswith(f"{key} ") and notes[0].endswith("-> 12345")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.checkpoint_path", "model.lora.r", "training.learning_rate", "training.weight_decay",
+        "training.bptt_length",
+        "training.mixed_precision", "training.seed", "training.num_envs",
+        "environment.action_scale", "teacher.burn_in",
+    ],
+)  # fmt: skip
+def test_any_other_key_is_refused_with_old_and_new_value(key: str) -> None:
+    with pytest.raises(ValueError, match=rf"config\.yaml: .*{key} .* -> 12345.*start a new run"):
+        drift(key, 12345)
+
+
+def test_the_block_of_the_running_phase_counts() -> None:
+    with pytest.raises(ValueError, match=r"student\.rewards\.wm_uncertainty_weight 0\.5 -> 2"):
+        drift("student.rewards.wm_uncertainty_weight", 2, phase="student")
+
+
+def test_a_key_that_only_one_side_has_is_a_change() -> None:
+    with pytest.raises(ValueError, match=r"b \(absent\) -> None"):
+        check_drift({"a": 1}, {"a": 1, "b": None}, "teacher", "config.yaml")
+
+
+def test_equal_configurations_have_no_notes() -> None:
+    assert check_drift(to_dict(Config()), to_dict(Config()), "teacher", "config.yaml") == []
