@@ -1,4 +1,4 @@
-"""Architecture of F1-VLA as one dataclass tree. `rl.config` fills it from configs/model/*.yaml; nothing here reads files.
+"""Architecture of F1-VLA as one dataclass tree; `rl.config` fills it from configs/model/*.yaml.
 
 The published full-size model is `configs/model/f1_base.yaml`. Extras that the published model lacks (memory, action
 and state conditioning, latent head) start at zero effect, so a released checkpoint behaves exactly as published.
@@ -139,7 +139,8 @@ class F1Config:
             raise ValueError(f"tokenizer.scales {k.scales} must rise strictly and start at 1")
         if k.scales[-1] * k.downsampling != k.image_size:
             raise ValueError(
-                f"tokenizer.image_size {k.image_size} must equal last scale {k.scales[-1]} x downsampling {k.downsampling}"
+                f"tokenizer.image_size {k.image_size} must equal last scale {k.scales[-1]} "
+                f"x downsampling {k.downsampling}"
             )
         if not 1 <= self.world_model.num_resolutions <= len(k.scales):
             raise ValueError(

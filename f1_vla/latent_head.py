@@ -34,8 +34,17 @@ class _FiLMBlock(nn.Module):
 
 class LatentHead(nn.Module):
     def __init__(
-        self, channels: int, num_obs: int, side: int, cond_dim: int, memory_dim: int, width: int, blocks: int,
-        trunk_width: int, scales: list[int], logit_scale: float,
+        self,
+        channels: int,
+        num_obs: int,
+        side: int,
+        cond_dim: int,
+        memory_dim: int,
+        width: int,
+        blocks: int,
+        trunk_width: int,
+        scales: list[int],
+        logit_scale: float,
     ) -> None:
         super().__init__()
         self.scales = scales
@@ -48,12 +57,12 @@ class LatentHead(nn.Module):
         self.to_latent = nn.Conv2d(width, channels, 3, padding=1)
         self.to_tokens = nn.Linear(width, trunk_width)
         for layer in (self.to_latent, self.to_tokens):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
         self.logit_scale = nn.Parameter(torch.full((len(scales),), float(logit_scale)))
 
     def forward(self, latents_NOCPP: Tensor, cond_NX: Tensor, memory_NM: Tensor | None) -> tuple[Tensor, Tensor]:
-        """History latents, condition and last memory layer -> predicted latent (N, C, P, P), token features (N, L, D)."""
+        """History latents, condition, last memory layer -> predicted latent (N, C, P, P), token features (N, L, D)."""
         last = latents_NOCPP[:, -1]
         cond = self.cond(cond_NX)
         if memory_NM is not None:
@@ -66,7 +75,9 @@ class LatentHead(nn.Module):
         pooled = [F.adaptive_avg_pool2d(x, p).flatten(2).transpose(1, 2) for p in self.scales]
         return last + self.to_latent(x), self.to_tokens(torch.cat(pooled, 1))
 
-    def logit_prior(self, predicted_NCPP: Tensor, var_input_NJC: Tensor, codebook_VC: Tensor, first_scale: int = 0) -> Tensor:
+    def logit_prior(
+        self, predicted_NCPP: Tensor, var_input_NJC: Tensor, codebook_VC: Tensor, first_scale: int = 0
+    ) -> Tensor:
         """Prior over codes, -scale_k * |E_v - rest|^2 up to a constant in v.
 
         `var_input_NJC` are the next-scale inputs of the scales after `first_scale` that are to be predicted (scale 1

@@ -1,8 +1,8 @@
 """World-model tokenizer: the VQ-VAE of VAR with multi-scale residual quantisation (frozen while the policy trains).
 
 Parameter names equal those of the published `vae_ch160v4096z32.pth`. Pictures are in [-1, 1].
-Letters: N pictures, C latent channels, P side of the latent (last scale), p_k side of scale k, L tokens over all scales,
-V codes, K scales.
+Letters: N pictures, C latent channels, P side of the latent (last scale), p_k side of scale k, L tokens over all
+scales, V codes, K scales.
 """
 
 import numpy as np
@@ -64,6 +64,8 @@ class _Level(nn.Module):
         super().__init__()
         self.block = nn.ModuleList(ResnetBlock(c_in if i == 0 else c_out, c_out, groups) for i in range(blocks))
         self.attn = nn.ModuleList(AttnBlock(c_out, groups) for _ in range(blocks if attention else 0))
+        self.downsample: _Resample | None = None
+        self.upsample: _Resample | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         for i, block in enumerate(self.block):
@@ -103,9 +105,10 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
-        for i, level in enumerate(self.down):
+        for level in self.down:
+            assert isinstance(level, _Level)
             x = level(x)
-            if i < len(self.down) - 1:
+            if level.downsample is not None:
                 x = level.downsample(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
 
@@ -131,10 +134,10 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.mid(self.conv_in(z))
-        for i in reversed(range(len(self.up))):
-            level = self.up[i]
+        for level in reversed(self.up):
+            assert isinstance(level, _Level)
             x = level(x)
-            if i > 0:
+            if level.upsample is not None:
                 x = level.upsample(x)
         return self.conv_out(F.silu(self.norm_out(x)))
 

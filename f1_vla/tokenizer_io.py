@@ -61,6 +61,8 @@ def load_tokenizer(path: Path, cfg: TokenizerConfig) -> MultiScaleVQVAE:
         state = {k: f.get_tensor(k).float() for k in names}
     absent = set(model.state_dict()) - names
     if absent or names - set(model.state_dict()):
-        raise ValueError(f"tokenizer {path}: missing {sorted(absent)}, unexpected {sorted(names - set(model.state_dict()))}")
+        raise ValueError(
+            f"tokenizer {path}: missing {sorted(absent)}, unexpected {sorted(names - set(model.state_dict()))}"
+        )
     model.load_state_dict(state)
     return model.eval().requires_grad_(False)

@@ -87,7 +87,9 @@ def memory_window(policy: F1Policy, batch: F1Batch, h: Tensor) -> dict[str, Any]
             x = torch.cat([x[:, :-1], x[:, -1:] + seen.features[:, :1]], 1)
         valid = torch.cat([und_valid[:, t], seen_gen], 1)
         out, _ = policy.trunk({"und": und[:, t], "gen": x}, positions_of(valid), block, valid)
-        h = policy.write_memory(h, policy.pool(out["und"], und_valid[:, t], out["gen"]), batch.actions[:, t, -1], batch, t)
+        h = policy.write_memory(
+            h, policy.pool(out["und"], und_valid[:, t], out["gen"]), batch.actions[:, t, -1], batch, t
+        )
     return {"memory_state": h}
 
 

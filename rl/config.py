@@ -200,10 +200,13 @@ class TokenizerTrainingConfig:
     dead_code_steps: int = 100  # a code unused for so many steps is restarted
 
 
+HELD_OUT_SEED = 1_000_000  # scenes from this seed on are never trained on
+
+
 @dataclass
 class EvaluationConfig:
     num_episodes: int = 40
-    seed: int = 1_000_000  # held-out scenes: training seeds stay below
+    seed: int = HELD_OUT_SEED
     bootstrap_samples: int = 2000
 
 
@@ -248,7 +251,11 @@ def _merge(base: DictConfig, extra: DictConfig, source: str) -> DictConfig:
     for path in _flatten(OmegaConf.to_container(extra)):
         if path not in known:
             near = difflib.get_close_matches(path, known, n=1, cutoff=0.4)
-            hint = f"; did you mean '{near[0]}'?" if near else f"; known blocks: {', '.join(sorted({k.split('.')[0] for k in known}))}"
+            hint = (
+                f"; did you mean '{near[0]}'?"
+                if near
+                else f"; known blocks: {', '.join(sorted({k.split('.')[0] for k in known}))}"
+            )
             raise ValueError(f"{source}: unknown configuration key '{path}'{hint}")
     try:
         merged = OmegaConf.merge(base, extra)
@@ -333,10 +340,17 @@ def validate(cfg: Config) -> None:
     ]:
         if value < least:
             raise ValueError(f"{name} is {value}; it must be at least {least}")
+    if not 0 <= t.seed < HELD_OUT_SEED:
+        raise ValueError(
+            f"training.seed is {t.seed}; use 0 to {HELD_OUT_SEED - 1}, later seeds are held out for evaluation"
+        )
     for name, value in [("environment.vlm_size", e.vlm_size), ("environment.wm_size", e.wm_size)]:
         if not 64 <= value <= 256:
             raise ValueError(f"{name} is {value} px; it must lie between 64 and 256")
-    for name, p in [("teacher.view_dropout", cfg.teacher.view_dropout), ("teacher.action_dropout", cfg.teacher.action_dropout)]:
+    for name, p in [
+        ("teacher.view_dropout", cfg.teacher.view_dropout),
+        ("teacher.action_dropout", cfg.teacher.action_dropout),
+    ]:
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"{name} is {p}; a probability lies between 0 and 1")
 
@@ -351,6 +365,26 @@ def to_dict(cfg: Any) -> dict[str, Any]:
     container = OmegaConf.to_container(OmegaConf.structured(cfg), enum_to_str=True)
     assert isinstance(container, dict)
     return {str(k): v for k, v in container.items()}
+
+
+def as_node(cfg: Config) -> DictConfig:
+    """The tree with attribute and item access."""
+    return OmegaConf.structured(cfg)
+
+
+def as_config(cfg: DictConfig | Config) -> Config:
+    """The typed tree of `as_node`'s result; a typed tree is returned as it is."""
+    if isinstance(cfg, Config):
+        return cfg
+    typed = OmegaConf.to_object(_merge(OmegaConf.structured(Config), cfg, "configuration"))
+    assert isinstance(typed, Config)
+    validate(typed)
+    return typed
+
+
+def environment_from_dict(block: dict[str, Any]) -> EnvironmentConfig:
+    """The `environment` block from a plain dict; unknown keys and wrong types raise ValueError."""
+    return as_config(OmegaConf.create({"environment": block})).environment
 
 
 def fingerprint(cfg: Any) -> str:

@@ -85,6 +85,16 @@ def apt(tool: str, *args: str, own_sources: bool = True) -> str:
     return run([tool, *(word for name, value in options.items() for word in ("-o", f"{name}={value}")), *args])
 
 
+def update(own_sources: bool = True) -> str:
+    """Fetches the package lists. A source that fails does no harm as long as another one has the driver, so the
+    complaint is returned, to be shown if none has."""
+    try:
+        apt("apt-get", "-o", "APT::Update::Error-Mode=any", "update", own_sources=own_sources)
+    except SetupError as e:
+        return f"; {e}"
+    return ""
+
+
 def write_sources() -> str:
     """Writes sources.list with the distribution's main, -updates and -backports suites; returns the code name."""
     release = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', Path("/etc/os-release").read_text(), re.MULTILINE))
@@ -92,9 +102,9 @@ def write_sources() -> str:
     fields = "$(REPO_URI)|$(CODENAME)|$(COMPONENT)|$(ORIGIN)"
     query = ["indextargets", "--format", fields]
     # The system's own lists tell the mirror; a fresh container has none yet, so they are fetched into our folder.
-    targets = run(["apt-get", *query])
+    targets, complaint = run(["apt-get", *query]), ""
     if not targets.strip():
-        apt("apt-get", "update", own_sources=False)
+        complaint = update(own_sources=False)
         targets = apt("apt-get", *query, own_sources=False)
     origin = release["ID"]
     mirrors = {
@@ -103,7 +113,9 @@ def write_sources() -> str:
         if suite == codename and component == "main" and who.lower() == origin
     }
     if not mirrors:
-        raise SetupError(f"apt knows no source for {release.get('PRETTY_NAME', 'this system')} ({codename}, main)")
+        raise SetupError(
+            f"apt knows no source for {release.get('PRETTY_NAME', 'this system')} ({codename}, main){complaint}"
+        )
     keyring = Path(f"/usr/share/keyrings/{origin}-archive-keyring.gpg")
     signed = f"[signed-by={keyring}] " if keyring.is_file() else ""
     suites = [codename, f"{codename}-updates", f"{codename}-backports"]
@@ -126,11 +138,7 @@ def unpack() -> None:
     APT.mkdir(parents=True, exist_ok=True)
     codename = write_sources()
     print("vulkan: fetching Mesa's software driver ...", flush=True)
-    complaint = ""
-    try:
-        apt("apt-get", "update")
-    except SetupError as e:  # a suite that does not exist is no harm as long as another one has the driver
-        complaint = f"; {e}"
+    complaint = update()
     suite: list[str] = []
     if not recent_enough(apt("apt-cache", "policy", "mesa-vulkan-drivers")):
         suite = ["-t", f"{codename}-backports"]

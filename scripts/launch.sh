@@ -23,22 +23,26 @@ launch_accelerate() {
     local config="$1" count="$2" module="$3"
     shift 3
     export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1
-    forward_signals "$PYTHON_BIN" -m accelerate.commands.accelerate_cli launch --config_file "$config" \
+    # Some of accelerate's launchers pass no signal on and die of it: signal the ranks themselves, and wait for them.
+    SIGNAL_GROUP=yes forward_signals "$PYTHON_BIN" -m accelerate.commands.accelerate_cli launch --config_file "$config" \
         ${count:+--num_processes "$count"} -m "$module" "$@"
 }
 
 # forward_signals COMMAND...: runs it, passes TERM, INT and USR1 on and exits with the code that rank 0 wrote down,
 # because launchers turn every failure (75 "stopped, can be resumed" too) into 1.
 forward_signals() {
-    local pid code=0 signalled ranks_code
+    local pid target code=0 signalled ranks_code
     RL_EXIT_CODE_FILE="$(mktemp)"
     export RL_EXIT_CODE_FILE
     set -m # a process group of its own: Ctrl+C arrives once, through the trap, and is not ignored by the child
     "$@" < /dev/null &
     pid=$!
+    set +m
+    target="$pid"
+    [[ -z ${SIGNAL_GROUP:-} ]] || target="-$pid"
     for signal in TERM INT USR1; do
         # shellcheck disable=SC2064
-        trap "signalled=1; kill -s $signal $pid 2> /dev/null || true" "$signal"
+        trap "signalled=1; kill -s $signal -- $target 2> /dev/null || true" "$signal"
     done
     while :; do # a signal ends `wait` early
         signalled=
@@ -46,6 +50,7 @@ forward_signals() {
         wait "$pid" || code=$?
         [[ -n $signalled ]] || break
     done
+    while [[ -n ${SIGNAL_GROUP:-} ]] && kill -0 -- "$target" 2> /dev/null; do sleep 0.1; done
     ranks_code="$(< "$RL_EXIT_CODE_FILE")"
     rm -f "$RL_EXIT_CODE_FILE"
     # Rank 0 may have ended well while another one failed: its 0 counts only if the launcher agrees.

@@ -1,4 +1,4 @@
-"""Training of the multi-scale VQ-VAE: autoencoder warm-up, k-means codebook, then straight-through with an EMA codebook.
+"""Training of the multi-scale VQ-VAE: autoencoder warm-up, k-means codebook, straight-through with an EMA codebook.
 
 Codebook updates follow van den Oord et al. 2017 (appendix A.1) with restarts of dead codes; the multi-scale loss is
 VAR's (Tian et al. 2024, algorithm 1) with the codebook term replaced by the moving average.
@@ -127,7 +127,9 @@ def kmeans(rows_MC: Tensor, k: int, iterations: int, generator: torch.Generator)
 
 
 @torch.no_grad()
-def init_codebook(model: MultiScaleVQVAE, latents_NCPP: Tensor, generator: torch.Generator, iterations: int = 10) -> None:
+def init_codebook(
+    model: MultiScaleVQVAE, latents_NCPP: Tensor, generator: torch.Generator, iterations: int = 10
+) -> None:
     """Codebook by k-means scale after scale on what earlier scales leave over.
 
     All scales share one codebook, so each gets a part of the rows in proportion to the square root of its tokens.
@@ -135,6 +137,7 @@ def init_codebook(model: MultiScaleVQVAE, latents_NCPP: Tensor, generator: torch
     """
     q = model.quantize
     for conv in q.quant_resi.qresi_ls:
+        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
         torch.nn.init.dirac_(conv.weight)
         torch.nn.init.zeros_(conv.bias)
     vocab = q.embedding.weight.shape[0]
@@ -148,8 +151,13 @@ def init_codebook(model: MultiScaleVQVAE, latents_NCPP: Tensor, generator: torch
         centers = kmeans(sample, min(size, sample.shape[0]), iterations, generator)
         q.embedding.weight[start : start + centers.shape[0]] = centers
         index = (centers.square().sum(1) - 2 * rows @ centers.T).argmin(1)
-        rest = rest - q.enlarge(centers[index].view(rest.shape[0], -1, rest.shape[1]).transpose(1, 2).reshape(
-            rest.shape[0], rest.shape[1], q.scales[k], q.scales[k]), k)
+        rest = rest - q.enlarge(
+            centers[index]
+            .view(rest.shape[0], -1, rest.shape[1])
+            .transpose(1, 2)
+            .reshape(rest.shape[0], rest.shape[1], q.scales[k], q.scales[k]),
+            k,
+        )
         start += size
 
 

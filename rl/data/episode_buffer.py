@@ -81,8 +81,10 @@ class EpisodeBuffer:
 
     def gather(self, where: WindowIndex) -> dict[str, Tensor]:
         """Tensors of the windows, batch first, by the names of `F1Batch`; see `window_of` for the alignment."""
-        rows = [window_of(self.episodes[e], s, where.length, self.num_obs, self.stride)
-                for e, s in zip(where.episode, where.start, strict=True)]
+        rows = [
+            window_of(self.episodes[e], s, where.length, self.num_obs, self.stride)
+            for e, s in zip(where.episode, where.start, strict=True)
+        ]
         batch = {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
         batch["valid"][:, : where.burn_in] = False
         return batch

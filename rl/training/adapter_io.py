@@ -13,4 +13,6 @@ def write_adapter(policy: F1Policy, role: Role, directory: Path) -> None:
     """adapter_config.json and adapter_model.safetensors of one role."""
     state = {f"base_model.model.{k}": v.contiguous().cpu() for k, v in lora_state_dict(policy, role).items()}
     save_file(state, directory / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-    policy.peft_config[role.value].save_pretrained(str(directory))
+    configs = policy.peft_config
+    assert isinstance(configs, dict)
+    configs[role.value].save_pretrained(str(directory))

@@ -6,11 +6,12 @@ Letters: E environments, T steps, A padded action dim, S padded state dim.
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from gymnasium.vector import SyncVectorEnv
 
 from rl.config import Config
+from rl.f1_rl_env import F1RLEnv
 from rl.training.seeds import words_for
 from rl.types import EpisodeRecord
 from rl.vec_env import make_vector_env, true_info, true_next_observation
@@ -20,7 +21,7 @@ ActionSource = Callable[[dict[str, npt.NDArray[Any]], int, int], npt.NDArray[np.
 
 
 class RandomActions:
-    """Independent uniform actions in [-1, 1] on the real dims: a pure function of (seed, rank, environment, episode)."""
+    """Independent uniform actions in [-1, 1] on the real dims: a function of (seed, rank, environment, episode)."""
 
     def __init__(self, seed: int, rank: int, action_mask: npt.NDArray[np.bool_], num_envs: int) -> None:
         self.seed, self.rank, self.mask, self.num_envs = seed, rank, action_mask, num_envs
@@ -41,14 +42,19 @@ class RandomActions:
 class EpisodeCollector:
     """Steps all environments of this rank together; every environment runs the same episode index."""
 
-    def __init__(self, config: Config, phase: str, rank: int, device: str, num_obs: int, stride: int, seed: int) -> None:
+    def __init__(
+        self, config: Config, phase: str, rank: int, device: str, num_obs: int, stride: int, seed: int
+    ) -> None:
         self.num_envs = config.training.num_envs
         self.steps_per_episode = config.training.steps_per_episode
-        self.envs: gym.vector.VectorEnv[Any, Any, Any] = make_vector_env(
+        envs = make_vector_env(
             config.environment, phase, self.num_envs, rank=rank, seed=seed,
             history_length=num_obs, obs_img_stride=stride, max_steps=self.steps_per_episode, device=device,
         )  # fmt: skip
-        first = self.envs.envs[0].unwrapped  # type: ignore[attr-defined]
+        assert isinstance(envs, SyncVectorEnv)
+        self.envs = envs
+        first = envs.envs[0].unwrapped
+        assert isinstance(first, F1RLEnv)
         self.action_mask: npt.NDArray[np.bool_] = first.action_mask
         self.state_mask: npt.NDArray[np.bool_] = first.state_mask
         self.phase = phase
@@ -76,14 +82,18 @@ class EpisodeCollector:
         frames = [self._frame(self._observations)]
         actions = []
         for t in range(self.steps_per_episode):
-            self._observations, _, terminated, truncated, infos = self.envs.step(act(self._observations, self.episode, t))
+            self._observations, _, terminated, truncated, infos = self.envs.step(
+                act(self._observations, self.episode, t)
+            )
             assert not terminated.any() and truncated.all() == (t == self.steps_per_episode - 1)
             actions.append(true_info(infos, "executed_action", self.num_envs))
             frames.append(self._frame(true_next_observation(self._observations, infos)))
         self.episode += 1
         head, wrist, wrist_vlm, states = (np.stack([f[i] for f in frames], 1) for i in range(4))
         return [
-            EpisodeRecord(head[e], wrist[e], wrist_vlm[e], states[e], np.stack([a[e] for a in actions]), e, self.episode - 1)
+            EpisodeRecord(
+                head[e], wrist[e], wrist_vlm[e], states[e], np.stack([a[e] for a in actions]), e, self.episode - 1
+            )
             for e in range(self.num_envs)
         ]
 

@@ -28,7 +28,8 @@ def get_physical_gpu_id(accelerator: object | None = None) -> int | str:
 def setup_sapien_gpu(gpu_id: int | str | None = None) -> None:
     """Sets the device variables that renderers read; call before SAPIEN is imported. Nothing to do on a CPU machine.
 
-    What counts for SAPIEN 3 is the device the simulator is given, `cuda:<local index>`; EGL and Vulkan layers read these.
+    What counts for SAPIEN 3 is the device the simulator is given, `cuda:<local index>`; EGL and Vulkan layers read
+    these.
     """
     if gpu_id is None:
         if os.environ.get("CUDA_VISIBLE_DEVICES", "unset") == "" or not _cuda_available():

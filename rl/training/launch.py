@@ -31,9 +31,7 @@ def run_phase(args: cli.Args, build: Callable[[cli.Args, ParallelContext], Closa
     setup_sapien_gpu()
     suppress_logs()
     ctx = ParallelContext.create(cfg.training)
-    run = RunDir.open(
-        args.output_dir, args.phase, cfg, args.arch, ctx, args.resume, args.resume_path, args.overwrite
-    )
+    run = RunDir.open(args.output_dir, args.phase, cfg, args.arch, ctx, args.resume, args.resume_path, args.overwrite)
     state, code = "failed", 1
     phase = None
     try:

@@ -89,7 +89,9 @@ class Loop:
         """Trains until `total`. Raises Preempted after a stop signal, with everything saved."""
         s, resumed = self.state, self.saved_at
         if resumed is not None and s.step >= self.total and s.updates_done == 0:
-            log.info("nothing to do: %d of %d %ss are done; raise the total to go on", s.step, self.total, self.phase.unit)
+            log.info(
+                "nothing to do: %d of %d %ss are done; raise the total to go on", s.step, self.total, self.phase.unit
+            )
             self.run_dir.status("done", s.step, self.total, 0)
             return
         metrics = MetricsLog(

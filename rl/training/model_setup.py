@@ -43,8 +43,9 @@ def check_sizes(cfg: Config, arch: F1Config) -> None:
     """Environment and model must agree on picture sizes and paddings. Raises ValueError naming the keys."""
     if cfg.environment.wm_size != arch.tokenizer.image_size:
         raise ValueError(
-            f"environment.wm_size is {cfg.environment.wm_size} px, but the tokenizer of model '{cfg.model.config_file}' "
-            f"takes {arch.tokenizer.image_size} px; set environment.wm_size={arch.tokenizer.image_size}"
+            f"environment.wm_size is {cfg.environment.wm_size} px, but the tokenizer of model "
+            f"'{cfg.model.config_file}' takes {arch.tokenizer.image_size} px; "
+            f"set environment.wm_size={arch.tokenizer.image_size}"
         )
     for name, value, own in [
         ("training.action_dim", cfg.training.action_dim, arch.max_action_dim),
@@ -75,6 +76,19 @@ def build_base(cfg: Config, arch: F1Config, device: torch.device | str) -> F1Pol
     return build_policy(arch, device, tokenizer=tokenizer)
 
 
+def build_for_loading(cfg: Config, arch: F1Config, device: torch.device | str) -> F1Policy:
+    """The policy of a saved run, adapters injected; its weights come from the checkpoint."""
+    policy = build_base(cfg, arch, device)
+    if cfg.model.lora.mode is LoraMode.on:
+        inject_adapter(policy, cfg, Role.world_model)
+    return policy.eval()
+
+
+def inject_adapter(policy: F1Policy, cfg: Config, role: Role) -> None:
+    c = cfg.model.lora
+    add_lora(policy, role, lora_config(policy, role, c.r, c.lora_alpha, c.lora_dropout, list(c.target_modules)))
+
+
 def build_world_model(cfg: Config, arch: F1Config, freeze: FreezeConfig, ctx: ParallelContext) -> Model:
     """Collective. The policy in its world-model role, ready to train."""
     policy = build_base(cfg, arch, ctx.device)
@@ -82,9 +96,7 @@ def build_world_model(cfg: Config, arch: F1Config, freeze: FreezeConfig, ctx: Pa
     set_policy_requires_grad(policy, **vars(freeze))
     freeze_action_parts(policy)
     if lora:
-        c = cfg.model.lora
-        adapter = lora_config(policy, Role.world_model, c.r, c.lora_alpha, c.lora_dropout, list(c.target_modules))
-        add_lora(policy, Role.world_model, adapter)
+        inject_adapter(policy, cfg, Role.world_model)
     if ctx.is_main:
         log.info("trainable parts:\n%s", trainable_table(policy))
     t = cfg.training

@@ -25,7 +25,11 @@ def setup_optimizer(
     if not trainable:
         raise ValueError("no parameter is trainable; check the freeze block of the phase and model.lora.mode")
     groups = [
-        {"params": [p for p in trainable if id(p) not in gates and p.dim() >= 2], "weight_decay": weight_decay, "scale": 1.0},
+        {
+            "params": [p for p in trainable if id(p) not in gates and p.dim() >= 2],
+            "weight_decay": weight_decay,
+            "scale": 1.0,
+        },
         {"params": [p for p in trainable if id(p) not in gates and p.dim() < 2], "weight_decay": 0.0, "scale": 1.0},
         {"params": [p for p in trainable if id(p) in gates], "weight_decay": 0.0, "scale": memory_lr_scale},
     ]
@@ -63,7 +67,11 @@ class Schedule:
 
 
 def setup_scheduler(
-    optimizer: torch.optim.Optimizer, scheduler_type: str, T_max: float, eta_min: float, warmup: int = 0  # noqa: N803
+    optimizer: torch.optim.Optimizer,
+    scheduler_type: str,
+    T_max: float,
+    eta_min: float,
+    warmup: int = 0,
 ) -> Schedule:
     """Schedule over T_max (in the unit its caller counts progress in)."""
     return Schedule(optimizer, scheduler_type, T_max, eta_min, warmup, optimizer.param_groups[0]["lr"])
@@ -85,7 +93,8 @@ def guarded_step(
     finite = bool(torch.isfinite(loss.detach()).all()) and bool(torch.isfinite(norm))
     if not ctx.all_true(finite):
         raise NumericalError(
-            f"{what}: loss or gradient is not finite (this rank: loss {float(loss):.4g}, gradient norm {float(norm):.4g}); "
+            f"{what}: loss or gradient is not finite (this rank: loss {float(loss):.4g}, "
+            f"gradient norm {float(norm):.4g}); "
             "parameters are as before this step. Lower training.learning_rate or training.max_grad_norm and continue "
             "from the last checkpoint with --auto_resume"
         )

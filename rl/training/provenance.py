@@ -1,5 +1,6 @@
 """Where a run came from: versions, code commit, command line. No environment variables, no secrets."""
 
+import os
 import platform
 import re
 import subprocess
@@ -8,6 +9,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 _PACKAGES = ("torch", "accelerate", "transformers", "peft", "gymnasium", "sapien", "numpy")
 _SECRET = re.compile(r"(?i)^(-*[\w.-]*(?:token|secret|password|api[_-]?key)[\w.-]*)=.*")
@@ -46,6 +49,17 @@ def redact(arguments: list[str]) -> list[str]:
             shown.append(_SECRET.sub(r"\1=***", argument))
         hide_next = argument.startswith("-") and "=" not in argument and _SECRET.match(argument + "=") is not None
     return shown
+
+
+def machine() -> str:
+    """Processor, cores and accelerator in one line, for tables of results."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = re.findall(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
+        model = names[0] if names else model
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, {accelerator}, torch {torch.__version__}"
 
 
 def collect() -> dict[str, Any]:

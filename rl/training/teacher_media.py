@@ -58,7 +58,8 @@ def write(phase: TeacherPhase, run_dir: Path, step: int, last: bool, record: Epi
         media.thin(run_dir / "samples", t.keep_samples)
     if video:
         frames = [
-            media.video_frame(record.head[i + stride], record.wrist[i + stride], predicted[i]) for i in range(len(predicted))
+            media.video_frame(record.head[i + stride], record.wrist[i + stride], predicted[i])
+            for i in range(len(predicted))
         ]
         media.save_video(run_dir / "videos" / f"episode_{step}.mp4", frames)
         media.thin(run_dir / "videos", t.keep_videos)

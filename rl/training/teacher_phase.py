@@ -95,7 +95,9 @@ class TeacherPhase:
         self.model.wrapped.eval()
         with self.ctx.autocast():
             out = self.model.wrapped(
-                batch, mode="world_model_window", initial_memory_state=self.model.policy.initial_memory_state(len(episodes))
+                batch,
+                mode="world_model_window",
+                initial_memory_state=self.model.policy.initial_memory_state(len(episodes)),
             )
         self.buffer.write_memory(where, out["memory_states"])
         numbers = window_metrics(out["metrics"], prefix="unseen_")
@@ -140,16 +142,16 @@ class TeacherPhase:
         """One wrapped forward over the trained steps, from a memory state refreshed by the burn-in steps."""
         teacher, t = self.cfg.teacher, self.cfg.training
         windows = self.buffer.gather(where)
-        B = len(where.episode)  # noqa: N806
+        B = len(where.episode)
         head_visible = torch.rand(B, generator=self.generator) >= teacher.view_dropout
         known = torch.rand(B, where.length, generator=self.generator) >= teacher.action_dropout
         batch = self.data.batch(windows, head_visible, known)
         h = initial_memory(windows, self.ctx.device)
         if where.burn_in:
             with torch.no_grad():
-                h = self.model.wrapped(
-                    batch.window(0, where.burn_in), mode="memory_only", initial_memory_state=h
-                )["memory_state"]
+                h = self.model.wrapped(batch.window(0, where.burn_in), mode="memory_only", initial_memory_state=h)[
+                    "memory_state"
+                ]
         out = self.model.wrapped(
             batch.window(where.burn_in, where.length), mode="world_model_window", initial_memory_state=h.detach(),
             memory_backprop=t.memory_backprop and t.sequential_training,

@@ -46,7 +46,9 @@ class WorldModelData:
             index=index,
         )
 
-    def batch(self, windows: dict[str, Tensor], head_visible_B: Tensor, action_known_B: Tensor | None = None) -> F1Batch:
+    def batch(
+        self, windows: dict[str, Tensor], head_visible_B: Tensor, action_known_B: Tensor | None = None
+    ) -> F1Batch:
         """`F1Batch` of gathered windows on the policy's device.
 
         head_visible_B: bool (B,), False gives the wrist-only view. action_known_B: bool (B, T) or None for all known;
@@ -54,7 +56,7 @@ class WorldModelData:
         """
         device = self.policy.device
         w = {k: v.to(device, non_blocking=True) for k, v in windows.items()}
-        B, T = w["reset"].shape  # noqa: N806
+        B, T = w["reset"].shape
         cameras = torch.ones(B, T, 2, dtype=torch.bool, device=device)
         cameras[:, :, HEAD] = head_visible_B.to(device)[:, None]
         known = torch.ones_like(w["history_mask"])

@@ -12,9 +12,10 @@ REPO = Path(__file__).resolve().parent.parent.parent
 WORKER = "tests.launch.stub_worker"
 
 
-def start(tmp_path: Path, processes: int, mode: str) -> subprocess.Popen[str]:
-    script = f'set -euo pipefail; PYTHON_BIN="{sys.executable}"; source "{REPO}/scripts/launch.sh"; launch "$@"'
-    command = ["bash", "-c", script, "launch", str(processes), WORKER, mode, str(tmp_path)]
+def start(tmp_path: Path, processes: int, mode: str, accelerate_config: Path | None = None) -> subprocess.Popen[str]:
+    function = ["launch"] if accelerate_config is None else ["launch_accelerate", str(accelerate_config)]
+    script = f'set -euo pipefail; PYTHON_BIN="{sys.executable}"; source "{REPO}/scripts/launch.sh"; "$@"'
+    command = ["bash", "-c", script, "bash", *function, str(processes), WORKER, mode, str(tmp_path)]
     return subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -56,3 +57,16 @@ def test_a_failure_of_one_rank_is_not_hidden_by_the_success_of_rank_0(tmp_path: 
     process = start(tmp_path, 2, "rank1fails")
     output, _ = process.communicate(timeout=90)
     assert process.returncode not in (0, 75), output
+
+
+def test_a_signal_reaches_a_rank_that_accelerate_started(tmp_path: Path) -> None:
+    config = tmp_path / "accelerate.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: 'no'\nuse_cpu: true\n"
+    )
+    process = start(tmp_path, 1, "wait", config)
+    wait_until_ready(tmp_path, 1, process)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 75, output
+    assert (tmp_path / "stopped-0").read_text() == "SIGUSR1"

@@ -29,8 +29,8 @@ def test_low_poly_links_have_a_tenth_of_the_faces_and_the_same_size() -> None:
 
 def test_processes_that_generate_at_once_end_with_one_complete_copy(tmp_path: Path) -> None:
     code = (
-        "import pathlib, sys\nfrom rl.sims import asset_cache, panda_assets as p\nasset_cache.CACHE_DIR = pathlib.Path(sys.argv[1])\n"
-        "print(p.panda_urdf(True))\n"
+        "import pathlib, sys\nfrom rl.sims import asset_cache, panda_assets as p\n"
+        "asset_cache.CACHE_DIR = pathlib.Path(sys.argv[1])\nprint(p.panda_urdf(True))\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     root = Path(__file__).resolve().parents[2]
