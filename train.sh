@@ -29,6 +29,7 @@ Exit codes: 0 done, 75 stopped by a signal (continue with --auto_resume), 3 not 
 
 Examples:
   bash train.sh teacher 1 1 --num_episodes 20
+  bash train.sh plan teacher --model_config f1_base --num_processes 8
   CUDA_VISIBLE_DEVICES=0,1,2,3 bash train.sh teacher 4 2 --num_episodes 10000 --auto_resume
 END
 }
@@ -62,6 +63,8 @@ main() {
     esac
     shift
     select_phase "$phase"
+    # `plan` is about another phase, named first.
+    if [[ $phase == plan && $# -gt 0 && $1 =~ ^[a-z]+$ ]]; then args+=(--phase "$1"); shift; fi
     # The numbers end at the first word that is a flag or an override.
     if [[ $# -gt 0 && $1 != -[!0-9]* && $1 != *=* ]]; then check_count NUM_PROCESSES "$1"; processes="$1"; shift; fi
     if [[ -n $processes && $# -gt 0 && $1 != -[!0-9]* && $1 != *=* ]]; then check_count ENVS_PER_PROCESS "$1"; envs="$1"; shift; fi

@@ -6,6 +6,7 @@ M tokens predicted, R scales predicted.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 from f1_vla.batch import F1Batch
 from f1_vla.flow import action_errors, sample_time
 from f1_vla.rollout import Decoding, Foresight, Sampling, roll_out
-from f1_vla.trunk import positions_of
+from f1_vla.trunk import KVCache, mask_on, positions_of
 from f1_vla.world_model import StepContext, tail_accuracy, token_nll
+from kernels import BlockMask
 
 if TYPE_CHECKING:
     from f1_vla.policy import F1Policy
@@ -27,16 +29,23 @@ def look_ahead(policy: F1Policy, batch: F1Batch, h: Tensor, num_scales: int, sam
     und, und_valid = und[:, 0], und_valid[:, 0]
     h = policy.reset_memory(batch, h, 0)
     raw = policy.condition_inputs(batch)
-    context = StepContext(
-        policy.condition(raw), policy.aligned(batch, 0, raw, h), policy.tokenizer.quantize.embedding.weight
-    )
+    look = policy.look(batch, raw)
+    aligned = None if look is None else look.predicts(policy.predict_latent(look, h))
+    context = StepContext(policy.condition(raw), aligned, policy.tokenizer.quantize.embedding.weight)
     gen = policy.add_memory(policy.gen_prefix(batch, context.condition), h)
     if context.aligned is not None:
         gen = torch.cat([gen[:, :-1], gen[:, -1:] + context.aligned.features[:, :1]], 1)
     gen_valid = torch.ones(gen.shape[:2], dtype=torch.bool, device=gen.device)
     valid = torch.cat([und_valid, gen_valid], 1)
+    sizes = policy.world_model.scale_sizes
+    room = valid.shape[1] + sum(sizes[1:num_scales]) + 1 + policy.cfg.chunk_size
     out, cache = policy.trunk(
-        {"und": und, "gen": gen}, positions_of(valid), policy.blocks(und.shape[1], 1), valid, keep_cache=True
+        {"und": und, "gen": gen},
+        positions_of(valid),
+        policy.blocks(und.shape[1], 1),
+        valid,
+        cache=None if torch.is_grad_enabled() else KVCache.reserve(batch.size, room, policy.device),
+        keep_cache=True,
     )
     assert cache is not None
     features = policy.pool(out["und"], und_valid, out["gen"])
@@ -53,15 +62,39 @@ def look_ahead(policy: F1Policy, batch: F1Batch, h: Tensor, num_scales: int, sam
     )
 
 
-def velocity(policy: F1Policy, foresight: Foresight, state_BS: Tensor, x_BQA: Tensor, time_B: Tensor) -> Tensor:
-    """Velocity (B, Q, A) of the action head on top of the cached und and gen tokens."""
+@dataclass(frozen=True)
+class SuffixPlan:
+    """What every action suffix on top of one foresight shares: positions, blocks and mask, made once."""
+
+    positions: Tensor  # (B, 1 + Q)
+    block: Tensor  # int32 (1, 1 + Q)
+    valid: Tensor  # bool (B, 1 + Q)
+    mask: BlockMask
+
+
+def plan_suffix(policy: F1Policy, foresight: Foresight, num_actions: int) -> SuffixPlan:
+    """The state is a block of its own, the actions are one that sees it; both see everything cached."""
+    cache, n = foresight.cache, num_actions + 1
+    device = cache.valid.device
+    block = torch.full((1, n), len(policy.cfg.tokenizer.scales) + 2, dtype=torch.int32, device=device)
+    block[:, 0] -= 1
+    valid = torch.ones(cache.valid.shape[0], n, dtype=torch.bool, device=device)
+    positions = cache.valid.sum(1, keepdim=True) + torch.arange(n, device=device)
+    return SuffixPlan(positions, block, valid, mask_on(cache, block, valid))
+
+
+def velocity(
+    policy: F1Policy,
+    foresight: Foresight,
+    state_BS: Tensor,
+    x_BQA: Tensor,
+    time_B: Tensor,
+    plan: SuffixPlan | None = None,
+) -> Tensor:
+    """Velocity (B, Q, A) of the action head on top of the cached und and gen tokens. plan: of an earlier call."""
+    p = plan_suffix(policy, foresight, x_BQA.shape[1]) if plan is None else plan
     suffix = policy.flow.embed(state_BS, x_BQA, time_B)
-    B, n = suffix.shape[:2]
-    positions = foresight.cache.valid.sum(1, keepdim=True) + torch.arange(n, device=suffix.device)
-    block = torch.full((1, n), len(policy.cfg.tokenizer.scales) + 2, dtype=torch.int32, device=suffix.device)
-    block[:, 0] -= 1  # the state is a block of its own, the actions are one that sees it
-    valid = torch.ones(B, n, dtype=torch.bool, device=suffix.device)
-    out, _ = policy.trunk({"act": suffix}, positions, block, valid, cache=foresight.cache)
+    out, _ = policy.trunk({"act": suffix}, p.positions, p.block, p.valid, cache=foresight.cache, mask=p.mask)
     return policy.flow.velocity(out["act"])
 
 
@@ -88,8 +121,9 @@ def joint_losses(
     noise = torch.randn_like(action) if noise is None else noise
     time = sample_time(batch.size, policy.device) if time is None else time
     t = time[:, None, None]
-    v = velocity(policy, foresight, batch.state[:, 0], t * noise + (1 - t) * action, time)
-    errors = action_errors(v, noise - action, batch.action_is_pad)
+    x_t, u_t = t * noise + (1 - t) * action, noise - action
+    v = velocity(policy, foresight, batch.state[:, 0], x_t, time)
+    errors = action_errors(v, u_t, batch.action_is_pad)
     wm_loss, action_loss = nll.mean(), errors.mean()
     correct = foresight.logits.detach().argmax(-1) == targets
     h = policy.write_memory(policy.reset_memory(batch, h, 0), foresight.memory_features, batch.actions[:, 0, -1], batch)
@@ -99,6 +133,8 @@ def joint_losses(
         "action_loss": action_loss,
         "action_losses": errors,
         "velocity": v,
+        "x_t": x_t,
+        "u_t": u_t,
         "acc_mean": correct.float().mean(),
         "acc_tail": tail_accuracy(correct, R),
         "foresight": foresight,
@@ -128,8 +164,9 @@ def sample_actions(
     dt = torch.tensor(-1.0 / steps, device=policy.device)
     t = torch.ones((), device=policy.device)
     chain, velocities, times = [x], [], []
+    plan = plan_suffix(policy, foresight, x.shape[1])
     for _ in range(steps):
-        v = velocity(policy, foresight, batch.state[:, 0], x, t.expand(batch.size))
+        v = velocity(policy, foresight, batch.state[:, 0], x, t.expand(batch.size), plan)
         times.append(t)
         x, t = x + dt * v, t + dt  # accumulated in float32, as released
         chain.append(x)

@@ -20,10 +20,11 @@ def freeze_tokenizer(tokenizer: MultiScaleVQVAE) -> MultiScaleVQVAE:
     return tokenizer.requires_grad_(False).eval()
 
 
-def initialise(policy: F1Policy) -> None:
-    """Initial weights for training from scratch. The tokenizer keeps its own; added parts start at zero effect."""
+def initialise(policy: F1Policy, only: tuple[str, ...] = ("",)) -> None:
+    """Initial weights for training from scratch, or of the parts whose names begin with `only`. Tokenizer, vision tower
+    and latent head keep their own; added parts start at zero effect."""
     for name, module in policy.named_modules():
-        if name.startswith(("tokenizer", "vision.tower", "world_model.latent_head")):
+        if name.startswith(("tokenizer", "vision.tower", "world_model.latent_head")) or not f"{name}.".startswith(only):
             continue
         if isinstance(module, nn.Linear | nn.Conv1d):
             nn.init.xavier_uniform_(module.weight.flatten(1) if isinstance(module, nn.Conv1d) else module.weight)
@@ -31,6 +32,16 @@ def initialise(policy: F1Policy) -> None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, RMSNorm):
             nn.init.zeros_(module.weight)
+    wm = policy.world_model
+    if only == ("",):
+        _initialise_tables(policy)
+    if wm.condition is not None:
+        nn.init.zeros_(wm.condition.out.weight)
+    if policy.memory is not None:
+        nn.init.zeros_(policy.memory.out_proj.weight)
+
+
+def _initialise_tables(policy: F1Policy) -> None:
     nn.init.normal_(policy.text_embedding.weight, std=0.02)
     wm = policy.world_model
     std = (1 / 3 / policy.cfg.trunk.gen.hidden_size) ** 0.5
@@ -44,10 +55,13 @@ def initialise(policy: F1Policy) -> None:
     ):
         nn.init.trunc_normal_(table, std=std)
     nn.init.normal_(wm.out_proj.weight, std=0.02)
-    if wm.condition is not None:
-        nn.init.zeros_(wm.condition.out.weight)
-    if policy.memory is not None:
-        nn.init.zeros_(policy.memory.out_proj.weight)
+
+
+def cast_experts(policy: F1Policy, dtype: torch.dtype) -> None:
+    """What is stored in the compute precision, as released: layers of the experts, text embedding, vision parts."""
+    layers = [e.layers for e in (policy.trunk.und, policy.trunk.gen, policy.trunk.act)]
+    for part in (*layers, policy.text_embedding, policy.vision):
+        part.to(dtype)
 
 
 def build_policy(
@@ -72,13 +86,10 @@ def build_policy(
         if tokenizer.cfg != cfg.tokenizer:
             raise ValueError(f"tokenizer was built for {tokenizer.cfg}, the model configuration has {cfg.tokenizer}")
         policy.tokenizer.load_state_dict(tokenizer.state_dict())
+        if policy.world_model.latent_head is not None:
+            policy.world_model.latent_head.set_latent_scale(policy.tokenizer.quantize.embedding.weight)
     freeze_tokenizer(policy.tokenizer)
     policy.trunk.backend = kernels.choose_backend(cfg.trunk.attention_backend, device)
     logger.info("attention backend: %s (asked for %s)", policy.trunk.backend, cfg.trunk.attention_backend)
-    for part in (
-        *(e.layers for e in (policy.trunk.und, policy.trunk.gen, policy.trunk.act)),
-        policy.text_embedding,
-        policy.vision,
-    ):
-        part.to(dtype)
+    cast_experts(policy, dtype)
     return policy.to(device)

@@ -6,10 +6,13 @@ the explorer stays valid while it trains. The vision tower has no adapter unless
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from f1_vla.policy import F1Policy
@@ -61,6 +64,8 @@ def add_lora(policy: F1Policy, role: Role, config: LoraConfig) -> list[str]:
     for name, p in policy.named_parameters():
         base = name.replace(".base_layer.", ".")
         in_expert = re.match(rf"trunk\.({_EXPERTS[role]})\.", base) is not None
+        if name in added:
+            p.data = p.data.float()  # adapters train in float32 on a base of any precision
         # PEFT switches requires_grad off everywhere; this puts back what was set before.
         p.requires_grad_(name in added or (not in_expert and before.get(name, before.get(base, False))))
     return added
@@ -83,3 +88,22 @@ def load_lora(policy: F1Policy, role: Role, state: dict[str, Tensor]) -> None:
             f"of another shape {wrong[:3]}"
         )
     set_peft_model_state_dict(policy, state, adapter_name=role.value)
+
+
+@contextmanager
+def merged(policy: F1Policy) -> Iterator[None]:
+    """Inside the block the base weights contain every adapter, outside they are bit for bit what they were.
+
+    PEFT's own unmerge subtracts and so leaves a rounding error.
+    """
+    layers = [m for m in policy.modules() if isinstance(m, LoraLayer)]
+    kept = [layer.get_base_layer().weight.detach().clone() for layer in layers]
+    for layer in layers:
+        layer.merge()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, weight in zip(layers, kept, strict=True):
+                layer.unmerge()
+                layer.get_base_layer().weight.copy_(weight)

@@ -15,13 +15,23 @@ from f1_vla.acting import joint_losses, predict_images, sample_actions
 from f1_vla.batch import F1Batch, FrameFeatures
 from f1_vla.config import F1Config
 from f1_vla.flow import Flow
+from f1_vla.latent_head import Look
 from f1_vla.tokenizer import MultiScaleVQVAE
 from f1_vla.trunk import Trunk
 from f1_vla.vision import Vision, to_unit_float
 from f1_vla.window import memory_window, teacher_forced_window
-from f1_vla.world_model import Aligned, WorldModel
+from f1_vla.world_model import WorldModel
 
 MODES = ("world_model_window", "world_model", "memory_only", "joint", "actions", "predict_images", "write_memory")
+
+
+def make_memory(cfg: F1Config) -> mem.Memory | None:
+    """The memory of the configuration, with initial weights; None when it is switched off."""
+    if not cfg.memory.memory_enabled:
+        return None
+    out = cfg.tokenizer.z_channels if cfg.memory.memory_project_to_vae_dim else cfg.trunk.gen.hidden_size
+    width = cfg.trunk.und.hidden_size + cfg.trunk.gen.hidden_size
+    return mem.Memory(cfg.memory, width, cfg.max_action_dim, cfg.max_state_dim, out)
 
 
 class F1Policy(nn.Module):
@@ -38,11 +48,7 @@ class F1Policy(nn.Module):
         self.tokenizer = MultiScaleVQVAE(tok)
         self.world_model = WorldModel(cfg)
         self.flow = Flow(t.act.hidden_size, cfg.max_action_dim, cfg.max_state_dim)
-        self.memory = None
-        if cfg.memory.memory_enabled:
-            out = tok.z_channels if cfg.memory.memory_project_to_vae_dim else t.gen.hidden_size
-            width = t.und.hidden_size + t.gen.hidden_size
-            self.memory = mem.Memory(cfg.memory, width, cfg.max_action_dim, cfg.max_state_dim, out)
+        self.memory = make_memory(cfg)
 
     @property
     def device(self) -> torch.device:
@@ -154,11 +160,17 @@ class F1Policy(nn.Module):
     def condition(self, inputs: Tensor) -> Tensor | None:
         return None if self.world_model.condition is None else self.world_model.condition(inputs)
 
-    def aligned(self, batch: F1Batch, step: int, condition_inputs: Tensor, h: Tensor) -> Aligned | None:
+    def look(self, batch: F1Batch, condition_inputs: Tensor) -> Look | None:
+        """The latent head's view of every step (B*T rows), before the memory; None without a latent head."""
         if self.world_model.latent_head is None:
             return None
-        latents = batch.require("history_latents", "the latent head")[:, step]
-        return self.world_model.aligned(latents, condition_inputs, None if self.memory is None else h)
+        latents = batch.require("history_latents", "the latent head").flatten(0, 1)
+        return self.world_model.latent_head.look(latents, condition_inputs)
+
+    def predict_latent(self, look: Look, states: Tensor) -> Tensor:
+        """(N, C, P, P) from a look of N rows and the memory states (num_layers, N, hidden) that its steps read."""
+        assert self.world_model.latent_head is not None
+        return self.world_model.latent_head.predict(look, None if self.memory is None else states[-1])
 
     def add_memory(self, gen: Tensor, h: Tensor) -> Tensor:
         """Adds the memory to the embedded history vectors: tokens 1..L-1 of the gen stream (token 0 is sos)."""

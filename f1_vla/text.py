@@ -13,6 +13,10 @@ class TextTokenizer(Protocol):
         """Instructions -> ids int64 (B, Lt) padded with 0 on the right (or cut), validity bool (B, Lt)."""
         ...
 
+    def count(self, text: str) -> int:
+        """Tokens of one instruction before padding or cutting."""
+        ...
+
 
 def _pad(rows: list[list[int]], length: int) -> tuple[Tensor, Tensor]:
     ids = torch.zeros(len(rows), length, dtype=torch.int64)
@@ -39,7 +43,13 @@ class ByteTokenizer:
         self.length = length
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        return _pad([[b + self.OFFSET for b in _with_newline(t).encode()] for t in texts], self.length)
+        return _pad([self._ids(t) for t in texts], self.length)
+
+    def count(self, text: str) -> int:
+        return len(self._ids(text))
+
+    def _ids(self, text: str) -> list[int]:
+        return [b + self.OFFSET for b in _with_newline(text).encode()]
 
 
 class PretrainedTokenizer:
@@ -51,13 +61,35 @@ class PretrainedTokenizer:
                 f"text_tokenizer '{directory}' is not a directory; "
                 "write 'bytes' or the directory of PaliGemma's tokenizer"
             )
-        self.tokenizer = AutoTokenizer.from_pretrained(directory)
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except (OSError, ValueError) as e:
+            raise ValueError(
+                f"text_tokenizer '{directory}' holds no readable tokenizer ({str(e).splitlines()[0]}); it needs "
+                "tokenizer.json and tokenizer_config.json of PaliGemma"
+            ) from e
         if len(self.tokenizer) > vocab_size:
             raise ValueError(f"text_tokenizer has {len(self.tokenizer)} tokens, trunk.text_vocab_size is {vocab_size}")
         self.length = length
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        return _pad([self.tokenizer(_with_newline(t))["input_ids"] for t in texts], self.length)
+        return _pad([self._ids(t) for t in texts], self.length)
+
+    def count(self, text: str) -> int:
+        return len(self._ids(text))
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(_with_newline(text))["input_ids"]
+
+
+def check_prompt(tokenizer: TextTokenizer, text: str, length: int) -> None:
+    """ValueError when the instruction does not fit in `length` tokens, where calling the tokenizer would cut it."""
+    needed = tokenizer.count(text)
+    if needed > length:
+        raise ValueError(
+            f"the instruction {text!r} has {needed} tokens, tokenizer_max_length is {length}; shorten "
+            f"environment.instruction or set arch.tokenizer_max_length={needed}"
+        )
 
 
 def build_text_tokenizer(name: str, length: int, vocab_size: int) -> TextTokenizer:

@@ -48,13 +48,17 @@ def read_header(path: Path) -> tuple[dict[str, object], dict[str, object]]:
     return json.loads(metadata["config"]), json.loads(metadata.get("provenance", "{}"))
 
 
-def load_tokenizer(path: Path, cfg: TokenizerConfig) -> MultiScaleVQVAE:
-    """Frozen float32 tokenizer of architecture `cfg`; ValueError naming every differing key of another architecture."""
+def check_tokenizer(path: Path, cfg: TokenizerConfig) -> None:
+    """ValueError naming every differing key when the file holds a tokenizer of another architecture."""
     found, _ = read_header(path)
-    expected = dataclasses.asdict(cfg)
-    wrong = [f"{k}: file {found.get(k)}, model {v}" for k, v in expected.items() if found.get(k) != v]
+    wrong = [f"{k}: file {found.get(k)}, model {v}" for k, v in dataclasses.asdict(cfg).items() if found.get(k) != v]
     if wrong:
         raise ValueError(f"tokenizer {path} does not fit the model: {'; '.join(wrong)}")
+
+
+def load_tokenizer(path: Path, cfg: TokenizerConfig) -> MultiScaleVQVAE:
+    """Frozen float32 tokenizer of architecture `cfg`; ValueError naming every differing key of another architecture."""
+    check_tokenizer(path, cfg)
     model = MultiScaleVQVAE(cfg)
     with safe_open(path, framework="pt") as f:
         names = set(f.keys())

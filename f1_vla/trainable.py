@@ -76,6 +76,13 @@ def freeze_action_parts(policy: F1Policy) -> None:
             p.requires_grad_(False)
 
 
+def freeze_inputs(policy: F1Policy) -> None:
+    """Freezes what feeds the understanding expert (vision tower, projector, text embedding): part of a shared base."""
+    for name, p in policy.named_parameters():
+        if part_of(name) in ("vision tower", "vision projector", "text embedding") and ".lora_" not in name:
+            p.requires_grad_(False)
+
+
 def trainable_table(policy: nn.Module) -> str:
     """Text table: part, trainable parameters, all parameters."""
     counts = {part: [0, 0] for part in PARTS}

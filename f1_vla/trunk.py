@@ -4,6 +4,7 @@ Letters: B batch, L tokens, d width of a stream, H query heads, G key/value head
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -112,15 +113,49 @@ def rotate(x_BLHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dataclass
 class KVCache:
-    """Rotated keys and values of every layer (B, L, G, D) with the block id and validity of each cached token."""
+    """Rotated keys and values of every layer (B, L, G, D) with the block id and validity of each cached token.
+
+    With a `capacity` (inference only) the tensors are the front of buffers that are allocated once: new tokens are
+    written behind them in place, nothing seen so far is copied. Calls that keep no cache (Euler steps) reuse that room.
+    """
 
     block: Tensor  # int32 (1, L)
     valid: Tensor  # bool (B, L)
     keys: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+    capacity: int = 0
+    room: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # buffers (B, capacity, G, D), shared by extensions
+    filled: list[int] = field(default_factory=lambda: [0])  # tokens in the buffers that some cache owns; shared
+
+    @classmethod
+    def reserve(cls, batch: int, capacity: int, device: torch.device) -> "KVCache":
+        """Nothing cached yet, room for `capacity` tokens."""
+        empty = torch.zeros(1, 0, dtype=torch.int32, device=device)
+        return cls(empty, torch.zeros(batch, 0, dtype=torch.bool, device=device), capacity=capacity)
 
     def __len__(self) -> int:
         return self.valid.shape[1]
+
+    def join(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer with those of new tokens behind; in place when the room behind is nobody's."""
+        start, stop = len(self), len(self) + k.shape[1]
+        if torch.is_grad_enabled() or stop > self.capacity or start != self.filled[0]:
+            return (
+                (k, v) if start == 0 else (torch.cat([self.keys[layer], k], 1), torch.cat([self.values[layer], v], 1))
+            )
+        if layer == len(self.room):
+            shape = (k.shape[0], self.capacity, *k.shape[2:])
+            self.room.append((k.new_empty(shape), v.new_empty(shape)))
+        for buffer, new in zip(self.room[layer], (k, v), strict=True):
+            buffer[:, start:stop] = new
+        return self.room[layer][0][:, :stop], self.room[layer][1][:, :stop]
+
+    def extended(self, mask: BlockMask, keys: list[Tensor], values: list[Tensor]) -> "KVCache":
+        """A cache over what `join` gave; this one stays as it was."""
+        if not self.room or keys[0].data_ptr() != self.room[0][0].data_ptr():
+            return KVCache(mask.k_block, mask.k_valid, keys, values)  # a copy: the room belongs to somebody else
+        self.filled[0] = mask.shape[1]
+        return KVCache(mask.k_block, mask.k_valid, keys, values, self.capacity, self.room, self.filled)
 
 
 class Trunk(nn.Module):
@@ -142,33 +177,35 @@ class Trunk(nn.Module):
         valid_BL: Tensor,
         cache: KVCache | None = None,
         keep_cache: bool = False,
+        mask: BlockMask | None = None,
     ) -> tuple[dict[str, Tensor], KVCache | None]:
         """Runs the streams present, concatenated in the order und, gen, act, on top of `cache`.
 
         streams: name -> (B, L_s, d_s). positions_BL int (B, L), block int32 (1, L) and valid_BL bool (B, L) are over
         the concatenation. Returns outputs by name and, with keep_cache, a new cache extended by these tokens (the one
-        given is left as it was).
+        given is left as it was). mask: `mask_on(cache, block, valid_BL)` when several calls share it.
         """
         names = [n for n in STREAMS if n in streams]
         assert len(names) == len(streams), f"streams must be among {STREAMS}, got {list(streams)}"
         xs = [streams[n] for n in names]
-        k_block, k_valid = block, valid_BL
-        if cache is not None:
-            k_block = torch.cat([cache.block, block], 1)
-            k_valid = torch.cat([cache.valid, valid_BL], 1)
-        mask = BlockMask(block, k_block, valid_BL, k_valid)
+        mask = mask_on(cache, block, valid_BL) if mask is None else mask
         cos, sin = rope_table(positions_BL, self.cfg.head_dim)
-        new = KVCache(k_block, k_valid) if keep_cache else None
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
         recompute = self.cfg.gradient_checkpointing and torch.is_grad_enabled()
         for i in range(self.cfg.num_layers):
-            past = (cache.keys[i], cache.values[i]) if cache is not None else None
-            args = (names, i, mask, cos, sin, past, *xs)
-            out = checkpoint(self._layer, *args, use_reentrant=False) if recompute else self._layer(*args)
-            assert out is not None
-            k, v, *xs = out
-            if new is not None:
-                new.keys.append(k)
-                new.values.append(v)
+            run = partial(self._layer, names, i, mask, cos, sin, cache)
+            k, v, *xs = checkpoint(run, *xs, use_reentrant=False) if recompute else run(*xs)
+            if keep_cache:
+                keys.append(k)
+                values.append(v)
+        new = None
+        if keep_cache:
+            new = (
+                KVCache(mask.k_block, mask.k_valid, keys, values)
+                if cache is None
+                else cache.extended(mask, keys, values)
+            )
         return {n: getattr(self, n).norm(x) for n, x in zip(names, xs, strict=True)}, new
 
     def _layer(
@@ -178,16 +215,24 @@ class Trunk(nn.Module):
         mask: BlockMask,
         cos: Tensor,
         sin: Tensor,
-        past: tuple[Tensor, Tensor] | None,
+        cache: KVCache | None,
         *xs: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Keys and values seen by this call (past included) and the new value of every stream."""
+        """Keys and values seen by this call (cached ones included) and the new value of every stream."""
         layers: list[Layer] = [getattr(self, n).layers[index] for n in names]
         parts = [layer.qkv(x) for layer, x in zip(layers, xs, strict=True)]
         q, k, v = (p[0] if len(p) == 1 else torch.cat(p, 1) for p in zip(*parts, strict=True))
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if past is not None:
-            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+        if cache is not None:
+            k, v = cache.join(index, k, v)
         attended = kernels.attention(q, k, v, mask, backend=self.backend)
         pieces = attended.split([x.shape[1] for x in xs], dim=1)
         return k, v, *(layer.finish(x, o) for layer, x, o in zip(layers, xs, pieces, strict=True))
+
+
+def mask_on(cache: KVCache | None, block: Tensor, valid_BL: Tensor) -> BlockMask:
+    """What tokens on top of a cache may see. block int32 (1, L), valid_BL bool (B, L)."""
+    if cache is None or len(cache) == 0:
+        return BlockMask.square(block, valid_BL)
+    k_block, k_valid = torch.cat([cache.block, block], 1), torch.cat([cache.valid, valid_BL], 1)
+    return BlockMask(block, k_block, valid_BL, k_valid)

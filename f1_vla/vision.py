@@ -60,11 +60,22 @@ class Vision(nn.Module):
 
 
 def to_unit_float(images: Tensor) -> Tensor:
-    """uint8 channel-last (..., h, w, 3) or float channel-first (..., 3, h, w) in [0, 1] -> float32 channel-first."""
+    """uint8 channel-last (..., h, w, 3) or float channel-first (..., 3, h, w) in [0, 1] -> float32 channel-first.
+
+    ValueError for another dtype, layout or range (the range of float pictures costs one look at the values).
+    """
     if images.dtype == torch.uint8:
         if images.shape[-1] != 3:
             raise ValueError(f"uint8 pictures must be channel-last (..., h, w, 3), got {tuple(images.shape)}")
         return images.movedim(-1, -3).float() / 255
+    if not images.is_floating_point():
+        raise ValueError(f"pictures must be uint8 in 0..255 or float in [0, 1], got {images.dtype}; convert them")
     if images.shape[-3] != 3:
         raise ValueError(f"float pictures must be channel-first (..., 3, h, w), got {tuple(images.shape)}")
+    low, high = (x.item() for x in images.aminmax()) if images.numel() else (0.0, 0.0)
+    if not (low >= 0 and high <= 1):  # false for nan, too
+        raise ValueError(
+            f"float pictures must lie in [0, 1], these lie in [{low:.3g}, {high:.3g}]; divide 0..255 by 255, map "
+            "[-1, 1] with (x + 1) / 2, or pass uint8"
+        )
     return images.float()

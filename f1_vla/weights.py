@@ -5,13 +5,19 @@ Released policies come from safetensors' `save_model`, which keeps one name of e
 written. A table row is (own prefix, released prefix, aliases of the released prefix); the first row that fits decides.
 """
 
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from f1_vla.policy import F1Policy
+from f1_vla.public_config import to_public
 
 _PWE = "model.paligemma_with_expert."
 _PALI = _PWE + "paligemma."
@@ -47,7 +53,8 @@ TABLE: list[tuple[str, str, tuple[str, ...]]] = [
 OWN_PARTS = ("memory.", "world_model.condition.", "world_model.latent_head.")
 # Released entries that never act: rebuilt from the configuration, or heads a configuration may leave out.
 CONSTRUCTED = "model.lvl_1L"
-UNUSED_HEADS = (_PWE + "gemma_expert.lm_head.weight", _PWE + "gemma_wm_expert.lm_head.weight")
+UNUSED_HEADS = {"act": _PWE + "gemma_expert.lm_head.weight", "gen": _PWE + "gemma_wm_expert.lm_head.weight"}
+INDEX_FILE, WEIGHTS_FILE, CONFIG_FILE = "model.safetensors.index.json", "model.safetensors", "config.json"
 
 
 def released_names(own: str) -> list[str]:
@@ -69,51 +76,159 @@ def own_name(released: str) -> str | None:
     return None
 
 
-def read_released(path: str | Path) -> dict[str, Tensor]:
-    """A .safetensors file, or every one in a directory (shards). ValueError when there is none."""
-    path = Path(path)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files or not all(f.is_file() for f in files):
-        raise ValueError(f"model.checkpoint_path '{path}': no .safetensors file there")
-    state: dict[str, Tensor] = {}
-    for f in files:
-        state.update(load_file(f))
-    return state
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def load_released(policy: F1Policy, state: dict[str, Tensor], source: str = "checkpoint") -> None:
-    """Copies released entries into the policy, which keeps its dtypes. ValueError lists what is missing, unexpected or
-    of another shape; nothing is copied then."""
+class ReleasedFiles(Mapping[str, Tensor]):
+    """Entries of one or several safetensors files; a tensor is read when it is asked for."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._of: dict[str, Any] = {}
+        for file in files:
+            try:
+                handle = safe_open(file, framework="pt")
+            except (SafetensorError, OSError) as e:
+                raise ValueError(
+                    f"{file} is not a readable safetensors file ({e}); it is truncated or damaged: fetch it again"
+                ) from e
+            self._of.update(dict.fromkeys(handle.keys(), handle))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._of[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """From the header, without reading the tensor."""
+        return tuple(self._of[name].get_slice(name).get_shape())
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors file itself, or those of a directory: by its index, else model.safetensors, else its only one.
+
+    ValueError naming what is missing.
+    """
+    if path.is_file():
+        return [path]
+    index = path / INDEX_FILE
+    if index.is_file():
+        shards = sorted({path / f for f in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        absent = [f.name for f in shards if not f.is_file()]
+        if absent:
+            raise ValueError(f"model.checkpoint_path '{path}': {INDEX_FILE} names {', '.join(absent)}, absent there")
+        return shards
+    if (path / WEIGHTS_FILE).is_file():
+        return [path / WEIGHTS_FILE]
+    found = sorted(path.glob("*.safetensors"))
+    if len(found) == 1:
+        return found
+    if found:
+        raise ValueError(
+            f"model.checkpoint_path '{path}': {len(found)} safetensors files and no {INDEX_FILE}; name one file, or "
+            "fetch the index"
+        )
+    raise ValueError(f"model.checkpoint_path '{path}': no .safetensors file there; name the file or its directory")
+
+
+def read_released(path: str | Path) -> ReleasedFiles:
+    """A .safetensors file or a directory of one policy. ValueError when there is none or it is damaged."""
+    return ReleasedFiles(weight_files(Path(path)))
+
+
+def base_entries(policy: F1Policy) -> dict[str, Tensor]:
+    """`state_dict` of the base under its plain names: without adapters, what they wrap named as if they were not."""
     own = policy.state_dict(keep_vars=True)
-    pairs, problems, used = [], [], {CONSTRUCTED}
+    return {n.replace(".base_layer.", "."): t for n, t in own.items() if ".lora_" not in n}
+
+
+def misfits(policy: F1Policy, state: Mapping[str, Tensor]) -> list[str]:
+    """Everything in which released entries and the policy differ: missing, unexpected, of another shape."""
+    own, problems, used = base_entries(policy), [], {CONSTRUCTED}
+    shape = state.shape if isinstance(state, ReleasedFiles) else lambda n: tuple(state[n].shape)
     if "trunk.gen.lm_head.weight" not in own:
-        used.update(UNUSED_HEADS)
+        used.update(UNUSED_HEADS.values())
     for name, tensor in own.items():
         names = released_names(name)
         found = [n for n in names if n in state]
         used.update(found)
-        if not names:
-            continue
-        if not found:
+        if names and not found:
             problems.append(f"missing {names[0]}")
-        elif state[found[0]].shape != tensor.shape:
-            problems.append(f"{found[0]} is {tuple(state[found[0]].shape)}, the model has {tuple(tensor.shape)}")
-        else:
-            pairs.append((tensor, state[found[0]]))
-    problems += [f"unexpected {n}" for n in sorted(set(state) - used)]
-    if problems:
+        elif found and shape(found[0]) != tuple(tensor.shape):
+            problems.append(f"{found[0]} is {shape(found[0])}, the model has {tuple(tensor.shape)}")
+    level = state.get(CONSTRUCTED)
+    if level is not None and not level.is_meta and level.flatten().tolist() != policy.world_model.slot_levels():
+        sizes = torch.bincount(level.flatten()).sqrt().int().tolist()
+        problems.insert(0, f"its scales are {sizes}, the model has {list(policy.cfg.tokenizer.scales)}")
+    return problems + [f"unexpected {n}" for n in sorted(set(state) - used)]
+
+
+def require_fit(policy: F1Policy, state: Mapping[str, Tensor], source: str) -> None:
+    """ValueError listing every misfit."""
+    if problems := misfits(policy, state):
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise ValueError(f"{source} does not fit the model configuration: {shown}")
-    for target, value in pairs:
-        target.copy_(value)
+        raise ValueError(
+            f"{source} does not fit the model configuration: {shown}. Choose the model.config_file it was made with"
+        )
+
+
+@torch.no_grad()
+def load_released(policy: F1Policy, state: Mapping[str, Tensor], source: str = "checkpoint") -> None:
+    """Copies released entries into the policy, which keeps its dtypes. ValueError lists what is missing, unexpected or
+    of another shape; nothing is copied then."""
+    require_fit(policy, state, source)
+    for name, target in base_entries(policy).items():
+        found = [n for n in released_names(name) if n in state]
+        if found:
+            target.copy_(state[found[0]])
+
+
+def read_var_tokenizer(path: Path) -> dict[str, Tensor]:
+    """The tokenizer file of VAR (`vae_ch160v4096z32.pth`). ValueError when it cannot be read or holds no tensors."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as e:
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise ValueError(
+            f"tokenizer file {path} cannot be read as tensors ({reason}); fetch vae_ch160v4096z32.pth of VAR again"
+        ) from e
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        raise ValueError(f"tokenizer file {path} holds no dictionary of tensors; expected vae_ch160v4096z32.pth of VAR")
+    return state
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def export_released(policy: F1Policy) -> dict[str, Tensor]:
-    """The policy under the names `save_model` writes. Parts the published model lacks are left out."""
-    out = {names[0]: t.detach() for n, t in policy.state_dict().items() if (names := released_names(n))}
+    """The policy under the names `save_model` writes. Parts the published model lacks are left out, adapters too: call
+    it inside `f1_vla.lora.merged` to have them in the weights."""
+    out = {names[0]: t.detach() for n, t in base_entries(policy).items() if (names := released_names(n))}
     out[CONSTRUCTED] = policy.world_model.level_of_slot[None].clone()
     return out
+
+
+def export_directory(policy: F1Policy, directory: Path) -> None:
+    """Writes what the public loader reads: config.json and model.safetensors with every published name.
+
+    Unused language heads that this model does not carry are written as zeros. The directory must not hold weights yet.
+    ValueError when the public code has no such model.
+    """
+    if (directory / WEIGHTS_FILE).exists():
+        raise ValueError(f"{directory / WEIGHTS_FILE} exists; export to a new directory")
+    public = to_public(policy.cfg)
+    state = {n: t.cpu().contiguous() for n, t in export_released(policy).items()}
+    for expert, name in UNUSED_HEADS.items():
+        layer = getattr(policy.trunk, expert).layers[0].mlp.down_proj
+        shape = (policy.cfg.trunk.text_vocab_size, layer.out_features)
+        if name not in state:
+            state[name] = torch.zeros(shape, dtype=layer.weight.dtype)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(state, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    (directory / CONFIG_FILE).write_text(json.dumps(public, indent=2) + "\n", encoding="utf-8")
 
 
 def add_unused_heads(policy: F1Policy, vocab_size: int) -> None:

@@ -13,21 +13,27 @@ from torch import Tensor
 
 from f1_vla.batch import F1Batch
 from f1_vla.trunk import positions_of
-from f1_vla.world_model import Aligned, StepContext, token_nll
+from f1_vla.world_model import StepContext, token_nll
 
 if TYPE_CHECKING:
     from f1_vla.policy import F1Policy
 
 
 def teacher_forced_window(
-    policy: F1Policy, batch: F1Batch, h: Tensor, memory_backprop: bool = True, return_logits: bool = False
+    policy: F1Policy,
+    batch: F1Batch,
+    h: Tensor,
+    memory_backprop: bool = True,
+    return_logits: bool = False,
+    latent_batch: tuple[F1Batch, Tensor] | None = None,
 ) -> dict[str, Any]:
     """One loop over T steps. Returns, beside loss and memory_state:
 
     nll float32 (B, T, M) and correct bool (B, T, M), detached; valid (B, T); logits (B, T, M, V) on request;
     metrics, detached: loss, accuracy, memory_norm, memory_gate (0-dim), loss_per_scale and accuracy_per_scale (R,).
     memory_states float32 (B, T, num_layers, hidden), detached: the state each step read.
-    With a latent head: latent_loss (not part of loss) and predicted_latent (B, T, C, P, P), detached.
+    With a latent head: latent_loss (not part of loss; covers latent_batch, single steps with memory states, too) and
+    predicted_latent (B, T, C, P, P), detached.
     """
     B, T, wm = batch.size, batch.steps, policy.world_model
     L, M = wm.num_tokens, sum(wm.scale_sizes[: policy.cfg.world_model.num_resolutions])
@@ -35,39 +41,40 @@ def teacher_forced_window(
     und, und_valid = policy.und_inputs(batch)
     raw = policy.condition_inputs(batch)
     condition = policy.condition(raw)
-    raw = raw.unflatten(0, (B, T))
+    look = policy.look(batch, raw)
     prefix = policy.gen_prefix(batch, condition)
     target_var = policy.var_inputs(targets).flatten(0, 1)[:, : M - 1]
     forced = wm.embed_slots(wm.corrupt(target_var), 1, condition)
-    gen = torch.cat([prefix, forced.to(prefix.dtype)], 1).unflatten(0, (B, T))
+    gen = torch.cat([prefix, forced.to(prefix.dtype)], 1)
+    if look is not None:
+        gen = torch.cat([gen[:, : L - 1], gen[:, L - 1 :] + look.features_NLD[:, :M]], 1)
+    gen = gen.unflatten(0, (B, T))
     block = policy.blocks(und.shape[2], M)
     gen_valid = torch.ones(B, gen.shape[2], dtype=torch.bool, device=gen.device)
-    hidden, aligned, states = [], [], []
+    hidden, states = [], []
     for t in range(T):
         h = policy.reset_memory(batch, h, t)
-        states.append(h.detach())
         h = h if memory_backprop else h.detach()
+        states.append(h)
         x = policy.add_memory(gen[:, t], h)
-        seen = policy.aligned(batch, t, raw[:, t], h)
-        if seen is not None:
-            aligned.append(seen)
-            x = torch.cat([x[:, : L - 1], x[:, L - 1 :] + seen.features[:, :M]], 1)
         valid = torch.cat([und_valid[:, t], gen_valid], 1)
         out, _ = policy.trunk({"und": und[:, t], "gen": x}, positions_of(valid), block, valid)
         hidden.append(out["gen"][:, L - 1 :])
         features = policy.pool(out["und"], und_valid[:, t], out["gen"][:, :L])
         h = policy.write_memory(h, features, batch.actions[:, t, -1], batch, t)
     context = StepContext(condition, codebook=policy.tokenizer.quantize.embedding.weight)
-    if aligned:
-        flat = [torch.stack(x, 1).flatten(0, 1) for x in zip(*((a.latent, a.features) for a in aligned), strict=True)]
-        context.aligned = Aligned(*flat)
+    read = torch.stack(states, 2)  # (num_layers, B, T, hidden)
+    if look is not None:
+        context.aligned = look.predicts(policy.predict_latent(look, read.flatten(1, 2)))
     logits = wm.head(torch.stack(hidden, 1).flatten(0, 1), target_var, 0, context)
     result = _window_result(policy, batch, logits, targets[..., :M], h, return_logits)
-    result["memory_states"] = torch.stack(states).permute(2, 0, 1, 3)
+    result["memory_states"] = read.detach().permute(1, 2, 0, 3)
     if context.aligned is not None:
         predicted = context.aligned.latent.unflatten(0, (B, T))
-        result["latent_loss"] = _latent_loss(policy, batch, targets, predicted, result["valid"])
+        result["latent_loss"] = _latent_loss(policy, batch, predicted, result["valid"])
         result["predicted_latent"] = predicted.detach()
+        if latent_batch is not None:
+            result["latent_loss"] = 0.5 * (result["latent_loss"] + _single_step_latent_loss(policy, *latent_batch))
     return result
 
 
@@ -75,16 +82,16 @@ def memory_window(policy: F1Policy, batch: F1Batch, h: Tensor) -> dict[str, Any]
     """Carries the memory over T steps without predicting anything (burn-in): memory_state alone."""
     und, und_valid = policy.und_inputs(batch)
     raw = policy.condition_inputs(batch)
-    prefix = policy.gen_prefix(batch, policy.condition(raw)).unflatten(0, (batch.size, batch.steps))
-    raw = raw.unflatten(0, (batch.size, batch.steps))
+    prefix = policy.gen_prefix(batch, policy.condition(raw))
+    look = policy.look(batch, raw)
+    if look is not None:
+        prefix = torch.cat([prefix[:, :-1], prefix[:, -1:] + look.features_NLD[:, :1]], 1)
+    prefix = prefix.unflatten(0, (batch.size, batch.steps))
     block = policy.blocks(und.shape[2], 1)
     seen_gen = torch.ones(batch.size, prefix.shape[2], dtype=torch.bool, device=prefix.device)
     for t in range(batch.steps):
         h = policy.reset_memory(batch, h, t)
         x = policy.add_memory(prefix[:, t], h)
-        seen = policy.aligned(batch, t, raw[:, t], h)
-        if seen is not None:
-            x = torch.cat([x[:, :-1], x[:, -1:] + seen.features[:, :1]], 1)
         valid = torch.cat([und_valid[:, t], seen_gen], 1)
         out, _ = policy.trunk({"und": und[:, t], "gen": x}, positions_of(valid), block, valid)
         h = policy.write_memory(
@@ -93,13 +100,25 @@ def memory_window(policy: F1Policy, batch: F1Batch, h: Tensor) -> dict[str, Any]
     return {"memory_state": h}
 
 
-def _latent_loss(policy: F1Policy, batch: F1Batch, targets: Tensor, predicted: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared error of the predicted latent over valid steps, float32."""
+def _single_step_latent_loss(policy: F1Policy, batch: F1Batch, states: Tensor) -> Tensor:
+    """Latent loss alone on single steps (T == 1), which skip the transformer and so cost little."""
+    look = policy.look(batch, policy.condition_inputs(batch))
+    assert look is not None
+    predicted = policy.predict_latent(look, states).unsqueeze(1)
+    valid = torch.ones(batch.size, 1, dtype=torch.bool, device=predicted.device)
+    return _latent_loss(policy, batch, predicted, valid if batch.valid is None else batch.valid)
+
+
+def _latent_loss(policy: F1Policy, batch: F1Batch, predicted: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared error of the predicted latent over valid steps, float32, in units of the latents' spread."""
+    head = policy.world_model.latent_head
+    assert head is not None
     label = batch.target_latents
     if label is None:
+        targets = batch.require("target_ids", "the latent loss")
         with torch.no_grad(), torch.autocast(policy.device.type, enabled=False):
             label = policy.tokenizer.ids_to_fhat(targets.flatten(0, 1)).unflatten(0, targets.shape[:2])
-    errors = (predicted.float() - label.float()).square().mean((-3, -2, -1))
+    errors = head.in_units(predicted.float() - label.float()).square().mean((-3, -2, -1))
     return (errors * valid).sum() / valid.sum().clamp(min=1)
 
 

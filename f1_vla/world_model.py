@@ -11,15 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from f1_vla.config import F1Config
-from f1_vla.latent_head import LatentHead
-
-
-@dataclass
-class Aligned:
-    """What the latent head says about one frame; zero effect until trained."""
-
-    latent: Tensor  # (B, C, P, P) predicted latent of the next frame
-    features: Tensor  # (B, L, d) added to the embedded output tokens
+from f1_vla.latent_head import Aligned, LatentHead
 
 
 @dataclass
@@ -41,6 +33,29 @@ class Conditioning(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(F.silu(self.hidden(x)))
+
+
+def make_additions(cfg: F1Config) -> tuple[Conditioning | None, LatentHead | None]:
+    """What the published world model lacks, with initial weights; None where it is switched off."""
+    w, tok, width = cfg.world_model, cfg.tokenizer, cfg.trunk.gen.hidden_size
+    features = w.action_conditioning * cfg.n_obs_img_steps * (cfg.max_action_dim + 2)
+    features += w.state_conditioning * cfg.max_state_dim
+    condition = Conditioning(features, width) if features else None
+    if not w.latent_head:
+        return condition, None
+    head = LatentHead(
+        channels=tok.z_channels,
+        num_obs=cfg.n_obs_img_steps,
+        side=tok.scales[-1],
+        cond_dim=features,
+        memory_dim=cfg.memory.memory_hidden,
+        width=w.latent_head_width,
+        blocks=w.latent_head_blocks,
+        trunk_width=width,
+        scales=tok.scales,
+        logit_scale=w.latent_head_logit_scale,
+    )
+    return condition, head
 
 
 class WorldModel(nn.Module):
@@ -65,25 +80,12 @@ class WorldModel(nn.Module):
         self.out_norm = nn.LayerNorm(width, eps=1e-5)
         self.out_proj = nn.Linear(width, tok.vocab_size)
         self.register_buffer("mask_embedding", torch.empty(1, 1, C))
-        level = [k for k, size in enumerate(self.scale_sizes) for _ in range(size)]
-        self.register_buffer("level_of_slot", torch.tensor(level), persistent=False)
-        w = cfg.world_model
-        features = O * (cfg.max_action_dim + 2) * w.action_conditioning + cfg.max_state_dim * w.state_conditioning
-        self.condition = Conditioning(features, width) if features else None
-        self.latent_head = None
-        if w.latent_head:
-            self.latent_head = LatentHead(
-                channels=C,
-                num_obs=O,
-                side=tok.scales[-1],
-                cond_dim=features,
-                memory_dim=cfg.memory.memory_hidden,
-                width=w.latent_head_width,
-                blocks=w.latent_head_blocks,
-                trunk_width=width,
-                scales=tok.scales,
-                logit_scale=w.latent_head_logit_scale,
-            )
+        self.register_buffer("level_of_slot", torch.tensor(self.slot_levels()), persistent=False)
+        self.condition, self.latent_head = make_additions(cfg)
+
+    def slot_levels(self) -> list[int]:
+        """Scale (from 0) of every output slot."""
+        return [k for k, size in enumerate(self.scale_sizes) for _ in range(size)]
 
     def condition_inputs(self, actions: Tensor, known: Tensor, history_mask: Tensor, state: Tensor) -> Tensor:
         """(B, O, A), (B, O), (B, O), (B, S) -> (B, X), what the conditioning reads. Unknown actions are zeroed."""
@@ -94,12 +96,6 @@ class WorldModel(nn.Module):
         if self.cfg.world_model.state_conditioning:
             parts.append(state)
         return torch.cat(parts, -1)
-
-    def aligned(self, history_latents: Tensor, condition_inputs: Tensor, h: Tensor | None) -> Aligned | None:
-        """The latent head of one step, or None without one. (B, O, C, P, P), (B, X), memory (num_layers, B, hidden)."""
-        if self.latent_head is None:
-            return None
-        return Aligned(*self.latent_head(history_latents, condition_inputs, None if h is None else h[-1]))
 
     def embed_prefix(self, history_var_BOLC: Tensor, condition_Bd: Tensor | None) -> Tensor:
         """Next-scale inputs of the O history frames (B, O, L-1, C) -> gen prefix (B, L, d), memory not yet added."""
@@ -156,7 +152,9 @@ class WorldModel(nn.Module):
             return logits
         assert self.latent_head is not None and context.codebook is not None
         scale = self.first_slot.index(first_slot)
-        return logits + self.latent_head.logit_prior(context.aligned.latent, var_inputs_BMC, context.codebook, scale)
+        return logits + self.latent_head.logit_prior(
+            context.aligned.latent.detach(), var_inputs_BMC, context.codebook, scale
+        )
 
 
 def token_nll(logits_BMV: Tensor, target_BM: Tensor) -> Tensor:

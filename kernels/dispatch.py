@@ -1,36 +1,192 @@
 """One attention call, several backends, no silent change between them."""
 
+import importlib
+import importlib.util
+import logging
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from kernels import reference, sdpa
 from kernels.block_mask import BlockMask
+
+logger = logging.getLogger(__name__)
 
 Backend = Callable[[Tensor, Tensor, Tensor, BlockMask, float], Tensor]
 
-BACKENDS = ("reference", "sdpa", "flex", "fa4", "triton")
-_IMPLEMENTED: dict[str, Backend] = {"reference": reference.attention, "sdpa": sdpa.attention}
+# Name -> module with `attention`; imported when first used.
+_MODULES = {
+    "reference": "kernels.reference",
+    "sdpa": "kernels.sdpa",
+    "flex": "kernels.flex",
+    "fa4": "kernels.fa4",
+    "triton": "kernels.triton_attention",
+}
+BACKENDS = tuple(_MODULES)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+OVERRIDE = "F1_ATTENTION_BACKEND"  # environment variable that replaces the configured backend
+DECODE_QUERIES = 64  # without gradients, calls of up to this many queries count as decoding
 
 
-def available_backends() -> tuple[str, ...]:
-    """Backends that can run in this installation."""
-    return tuple(_IMPLEMENTED)
+@dataclass(frozen=True)
+class Kind:
+    """What decides: all calls of one kind take the same backend. capability: 90 for 9.0, None off CUDA."""
+
+    device: torch.device
+    capability: int | None
+    dtype: torch.dtype
+    head_dim: int
+    training: bool
+    decode: bool
+
+    def __str__(self) -> str:
+        where = f"sm_{self.capability}" if self.capability is not None else self.device.type
+        use = "training" if self.training else "decode" if self.decode else "inference"
+        return f"{use}, {where}, {str(self.dtype)[6:]}, head size {self.head_dim}"
 
 
-def choose_backend(name: str, device: torch.device | str) -> str:
-    """Resolves `auto` for a device. Call once when a model is built and log the result.
+@dataclass(frozen=True)
+class Choice:
+    backend: str
+    reason: str
 
-    On CPU matmul-softmax beats SDPA for few heads (2.5x in bfloat16); elsewhere SDPA.
-    ValueError for a name that is unknown or not available here.
+
+def kind_of(
+    device: torch.device | str, dtype: torch.dtype, head_dim: int, *, training: bool, queries: int | None = None
+) -> Kind:
+    """queries: queries a call, None for many."""
+    device = torch.device(device)
+    capability = None
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        capability = major * 10 + minor
+    decode = not training and queries is not None and queries <= DECODE_QUERIES
+    return Kind(torch.device(device.type), capability, dtype, head_dim, training, decode)
+
+
+def refusal(backend: str, kind: Kind) -> str | None:
+    """Why a backend cannot run calls of this kind here, or None."""
+    if kind.dtype not in DTYPES:
+        return f"dtype {kind.dtype} is not one of {', '.join(str(t)[6:] for t in DTYPES)}"
+    if backend in ("reference", "sdpa"):
+        return None
+    if backend == "triton":
+        if importlib.util.find_spec("triton") is None:
+            return "package triton is not installed"
+        module = importlib.import_module(_MODULES[backend])
+        return module.refusal(kind.device, kind.capability, kind.dtype, kind.head_dim)
+    module = importlib.import_module(_MODULES[backend])
+    if backend == "flex":
+        return module.refusal(kind.device, kind.training)
+    return module.refusal(kind.device, kind.dtype, kind.head_dim, kind.training, kind.capability)
+
+
+def _automatic(kind: Kind) -> Choice:
+    """The fastest backend measured for this kind; docs/kernels.md has the numbers."""
+    if kind.device.type == "cpu":
+        if kind.dtype in (torch.bfloat16, torch.float16):
+            return Choice("reference", "on CPU matmul-softmax is the fastest in half precision")
+        if kind.decode:
+            return Choice("reference", "on CPU matmul-softmax is the fastest for few queries")
+        return Choice("sdpa", "on CPU SDPA by blocks is the fastest in float32")
+    why = "our kernels and FlashAttention 4 take over once measured on this architecture"
+    if blocked := refusal("fa4", kind):
+        why = f"{blocked}; our kernels take over once measured on this architecture"
+    return Choice("sdpa", why)
+
+
+def choose(asked: str, kind: Kind) -> Choice:
+    """The backend for calls of one kind. ValueError when the one asked for cannot run, with the ones that can."""
+    if asked == "auto":
+        return _automatic(kind)
+    if asked not in BACKENDS:
+        raise ValueError(f"attention backend='{asked}' is unknown; use auto, {', '.join(BACKENDS)}")
+    if why := refusal(asked, kind):
+        others = [b for b in BACKENDS if b != asked and refusal(b, kind) is None]
+        raise ValueError(f"attention backend='{asked}' cannot run here ({kind}): {why}; use auto, {', '.join(others)}")
+    return Choice(asked, "asked for")
+
+
+@lru_cache(maxsize=256)
+def _decide(asked: str, override: str | None, kind: Kind) -> str:
+    choice = choose(override or asked, kind)
+    _run[choice.backend] = importlib.import_module(_MODULES[choice.backend]).attention
+    source = f"{OVERRIDE}={override}" if override else f"backend={asked}"
+    logger.info("attention (%s): %s, %s: %s", kind, choice.backend, source, choice.reason)
+    _decisions[str(kind)] = choice
+    return choice.backend
+
+
+_decisions: dict[str, Choice] = {}
+_run: dict[str, Backend] = {}  # filled when first chosen
+
+
+def decisions() -> dict[str, Choice]:
+    """What this process has decided so far, by kind of call: a run records it."""
+    return dict(_decisions)
+
+
+@torch.compiler.assume_constant_result
+def _resolve(asked: str, device: str, dtype: torch.dtype, head_dim: int, training: bool, queries: int) -> str:
+    kind = kind_of(device, dtype, head_dim, training=training, queries=queries)
+    return _decide(asked, os.environ.get(OVERRIDE), kind)
+
+
+def available_backends(
+    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *, training: bool = False
+) -> tuple[str, ...]:
+    """Backends that can run here (at head size 64), with gradients if `training`."""
+    kind = kind_of(device, dtype, 64, training=training)
+    return tuple(b for b in BACKENDS if refusal(b, kind) is None)
+
+
+def choose_backend(
+    name: str, device: torch.device | str, dtype: torch.dtype | None = None, head_dim: int | None = None
+) -> str:
+    """Checks a configured name when a model is built; returns what to hand to `attention` (the environment wins).
+
+    With dtype (the one attention will see) and head_dim, training and decoding are decided and logged now instead of at
+    the first call, and `auto` stays `auto` because they may differ. Without them `auto` is one backend for all calls:
+    reference on CPU, which no dtype makes slow, sdpa elsewhere.
+    ValueError for a name that is unknown or cannot run here.
     """
-    if name == "auto":
-        return "reference" if torch.device(device).type == "cpu" else "sdpa"
-    if name not in _IMPLEMENTED:
-        kind = "not available in this installation" if name in BACKENDS else "unknown"
-        raise ValueError(f"attention backend '{name}' is {kind}; use auto, {', '.join(_IMPLEMENTED)}")
-    return name
+    override = os.environ.get(OVERRIDE)
+    asked = override or name
+    if dtype is not None and head_dim is not None:
+        for training in (True, False):
+            _decide(name, override, kind_of(device, dtype, head_dim, training=training, queries=1))
+        return asked
+    cpu = torch.device(device).type == "cpu"
+    if asked == "auto":
+        return "reference" if cpu else "sdpa"
+    return choose(asked, kind_of(device, torch.float32 if cpu else torch.bfloat16, 64, training=False)).backend
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> None:
+    def shape(t: Tensor) -> tuple[int, ...]:
+        return tuple(t.shape)
+
+    for name, t in (("q", q), ("k", k), ("v", v)):
+        if t.ndim != 4:
+            raise ValueError(f"attention: {name} must be (B, L, heads, D), got shape {shape(t)}")
+        if t.dtype != q.dtype or t.device != q.device:
+            raise ValueError(f"attention: {name} is {t.dtype} on {t.device}, q is {q.dtype} on {q.device}; they must agree")
+    B, Lq, H, D = q.shape
+    if k.shape != v.shape or k.shape[0] != B or k.shape[3] != D:
+        raise ValueError(f"attention: k {shape(k)} and v {shape(v)} do not fit q {shape(q)}; they must be (B, Lk, G, D)")
+    if k.shape[2] == 0 or H % k.shape[2]:
+        raise ValueError(f"attention: {H} heads of q are not a multiple of the {k.shape[2]} heads of k and v")
+    if D > 256:
+        raise ValueError(f"attention: head size D={D} of q is above 256; use more, smaller heads")
+    if q.dtype not in DTYPES:
+        raise ValueError(f"attention: q is {q.dtype}; use {', '.join(str(t)[6:] for t in DTYPES)}")
+    if mask.shape != (Lq, k.shape[1]):
+        raise ValueError(f"attention: mask is for (Lq, Lk) = {mask.shape}, q and k have {(Lq, k.shape[1])}")
+    if mask.batch not in (1, B):
+        raise ValueError(f"attention: mask has batch {mask.batch}, q has {B}; use {B}, or 1 to share one mask")
 
 
 def attention(
@@ -38,14 +194,12 @@ def attention(
 ) -> Tensor:
     """Softmax attention under a block-causal mask.
 
-    q (B, Lq, H, D), k and v (B, Lk, Hkv, D) of one dtype, H a multiple of Hkv; query head h uses key/value head
-    h // (H // Hkv). scale defaults to D ** -0.5. Returns (B, Lq, H, D); rows that are invalid or see no key are zero.
-    ValueError when shapes do not fit or the backend is not available.
+    q (B, Lq, H, D), k and v (B, Lk, Hkv, D) of one dtype, H a multiple of Hkv, D up to 256; query head h uses
+    key/value head h // (H // Hkv). scale defaults to D ** -0.5. Returns (B, Lq, H, D); rows that are invalid or see no
+    key are zero and pass no gradient on. What padded tokens hold must be finite.
+    ValueError when shapes or dtypes do not fit, or the backend cannot run here.
     """
-    B, Lq, H, D = q.shape
-    if k.shape != v.shape or k.shape[0] != B or k.shape[3] != D or H % k.shape[2]:
-        raise ValueError(f"attention: q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit together")
-    if mask.shape != (Lq, k.shape[1]):
-        raise ValueError(f"attention: mask is for (Lq, Lk) {mask.shape}, tensors have {(Lq, k.shape[1])}")
-    run = _IMPLEMENTED[choose_backend(backend, q.device)]
-    return run(q, k, v, mask, D**-0.5 if scale is None else scale)
+    _check(q, k, v, mask)
+    training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    name = _resolve(backend, str(q.device), q.dtype, q.shape[3], training, q.shape[1])
+    return _run[name](q, k, v, mask, q.shape[3] ** -0.5 if scale is None else scale)

@@ -159,7 +159,8 @@ class TeacherConfig:
     buffer_episodes: int = 400
     updates_per_episode: int = 8
     burn_in: int = 4  # steps that refresh the stored memory state before a window
-    latent_loss_weight: float = 1.0
+    latent_loss_weight: float = 4.0  # only with arch.world_model.latent_head
+    latent_batch_size: int = 32  # single steps an update that train the latent head alone; 0: none
 
 
 @dataclass
@@ -243,6 +244,20 @@ def _flatten(node: Any, prefix: str = "") -> list[str]:
     return [p for k, v in node.items() for p in ([*_flatten(v, f"{prefix}{k}.")] if v != {} else [f"{prefix}{k}"])]
 
 
+def _words_for_booleans(node: DictConfig, cls: type, prefix: str = "") -> None:
+    """YAML reads an unquoted on, off, yes or no as a boolean; where a choice has that word, the word was meant."""
+    for f in dataclasses.fields(cls):
+        if not isinstance(f.type, type):
+            continue
+        if dataclasses.is_dataclass(f.type):
+            _words_for_booleans(node, f.type, f"{prefix}{f.name}.")
+        elif issubclass(f.type, StrEnum) and isinstance(value := OmegaConf.select(node, prefix + f.name), bool):
+            words = ("on", "yes") if value else ("off", "no")
+            word = next((w for w in words if w in f.type.__members__), None)
+            if word is not None:
+                OmegaConf.update(node, prefix + f.name, word)
+
+
 def _merge(base: DictConfig, extra: DictConfig, source: str) -> DictConfig:
     """Merges `extra` into the structured `base`; every complaint names `source`, the key and the remedy."""
     cls = OmegaConf.get_type(base)
@@ -257,6 +272,9 @@ def _merge(base: DictConfig, extra: DictConfig, source: str) -> DictConfig:
                 else f"; known blocks: {', '.join(sorted({k.split('.')[0] for k in known}))}"
             )
             raise ValueError(f"{source}: unknown configuration key '{path}'{hint}")
+        if any(k.startswith(f"{path}.") for k in known) and not OmegaConf.is_dict(OmegaConf.select(extra, path)):
+            raise ValueError(f"{source}: key '{path}' is a block of keys; write {path}.KEY=value")
+    _words_for_booleans(extra, cls)
     try:
         merged = OmegaConf.merge(base, extra)
     except OmegaConfBaseException as e:

@@ -85,7 +85,8 @@ class EpisodeBuffer:
             window_of(self.episodes[e], s, where.length, self.num_obs, self.stride)
             for e, s in zip(where.episode, where.start, strict=True)
         ]
-        batch = {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
+        with torch.autocast("cpu", enabled=False):  # which refuses to stack float16 features under bfloat16
+            batch = {k: torch.stack([r[k] for r in rows]) for k in rows[0]}
         batch["valid"][:, : where.burn_in] = False
         return batch
 

@@ -202,17 +202,22 @@ class CheckpointManager:
 
     # --- saving ----------------------------------------------------------------------------------------------------
 
-    def save(self, step: int, state: CheckpointState) -> Path:
-        """Writes checkpoint-{step}; on any failure of any rank all raise CheckpointError and older ones are intact."""
+    def save(self, step: int, state: CheckpointState, replace: bool = False) -> Path:
+        """Writes checkpoint-{step}; on any failure of any rank all raise CheckpointError and older ones are intact.
+
+        `replace`: an existing checkpoint-{step} (of a run that was stopped within that step) gives way to this one.
+        """
         target = self._run_dir / f"checkpoint-{step}"
         tmp = self._run_dir / f".tmp-checkpoint-{step}-{uuid.uuid4().hex[:8]}"
         tmp = self._world.broadcast_object(tmp)
         try:
-            self._everywhere(lambda: self._sizes(state), then=lambda sizes: self._begin(target, tmp, sum(sizes)))
+            self._everywhere(
+                lambda: self._sizes(state), then=lambda sizes: self._begin(target, tmp, sum(sizes), replace)
+            )
             per_rank = self._world.gather_objects(state.per_rank)
             self._everywhere(
                 lambda: self._write_part(tmp, state, per_rank),
-                then=lambda parts: self._commit(step, target, tmp, [f for part in parts for f in part]),
+                then=lambda parts: self._commit(step, target, tmp, [f for part in parts for f in part], replace),
             )
         except CheckpointError as e:
             if self._world.is_main:
@@ -249,8 +254,8 @@ class CheckpointManager:
             own |= {"model": state.model, "training": state.training, "metrics": state.metrics}
         return sum(plain_bytes(v, k) for k, v in own.items())
 
-    def _begin(self, target: Path, tmp: Path, size: int) -> None:
-        if target.exists():
+    def _begin(self, target: Path, tmp: Path, size: int, replace: bool) -> None:
+        if target.exists() and not replace:
             raise FileExistsError(f"{target} exists already")
         previous = next(iter(checkpoint_dirs(self._run_dir)), None)
         if previous is not None:
@@ -289,7 +294,7 @@ class CheckpointManager:
         _fault_point("rank_files_written")
         return [describe(tmp, f) for f in written]
 
-    def _commit(self, step: int, target: Path, tmp: Path, files: list[FileEntry]) -> None:
+    def _commit(self, step: int, target: Path, tmp: Path, files: list[FileEntry], replace: bool) -> None:
         for f in files:
             if not (tmp / f.name).is_file():
                 raise FileNotFoundError(f"{f.name} of another rank is not visible here: share the run directory")
@@ -299,6 +304,8 @@ class CheckpointManager:
         _fault_point("manifest_written")
         fsync_dir(tmp)
         _fault_point("tmp_dir_synced")
+        if replace and target.exists():
+            os.rename(target, target.with_name(f"{SUPERSEDED}{target.name}-{uuid.uuid4().hex[:8]}"))
         if target.exists():  # rename onto an empty directory would succeed silently
             raise FileExistsError(f"{target} appeared meanwhile")
         os.rename(tmp, target)

@@ -38,8 +38,9 @@ class Args:
     checkpoint: Path | None
     teacher: Path | None  # --teacher_path or --teacher_checkpoint
     student: Path | None  # --student_checkpoint
-    eval_phase: str | None  # --phase of evaluate
+    eval_phase: str | None  # --phase of evaluate and plan
     debug: bool
+    num_processes: int | None = None  # --num_processes of plan
 
     @property
     def output_dir(self) -> Path:
@@ -149,8 +150,16 @@ def parse(phase: str, argv: Sequence[str]) -> Args:
         phase=phase, config=config, arch=arch, resume=mode, resume_path=resume_path, overwrite=bool(given["overwrite"]),
         json=_path(given["json"]), checkpoint=_path(given["checkpoint"]),
         teacher=_path(given["teacher_path"] or given["teacher_checkpoint"]), student=_path(given["student_checkpoint"]),
-        eval_phase=given["phase"], debug=config.training.debug,
+        eval_phase=given["phase"], debug=config.training.debug, num_processes=_count("--num_processes", given),
     )  # fmt: skip
+
+
+def _count(flag: str, given: dict[str, Any]) -> int | None:
+    """A whole number of at least 1, or None when the flag is absent. Raises ValueError."""
+    text = given[flag.removeprefix("--")]
+    if text is not None and (not text.isdecimal() or int(text) < 1):
+        raise ValueError(f"{flag} is '{text}'; it must be a whole number of at least 1")
+    return None if text is None else int(text)
 
 
 def _path(value: str | None) -> Path | None:

@@ -11,6 +11,7 @@ PHASES = {
     "adversarial": "Phase 3: world model and explorer train against each other.",
     "tokenizer": "Train the multi-scale VQ-VAE on frames of the simulator.",
     "evaluate": "Measure a checkpoint on held-out scenes.",
+    "plan": "Parameters, memory by part and time of an update of a phase, before anything big is allocated.",
 }
 EXAMPLES = {
     "teacher": (
@@ -25,6 +26,9 @@ EXAMPLES = {
     ),
     "tokenizer": ("bash train.sh tokenizer --output_dir outputs/tokenizer --seed 0 tokenizer.steps=3000",),
     "evaluate": ("bash train.sh evaluate --phase teacher --checkpoint outputs/teacher_rl --json numbers.json",),
+    "plan": (
+        "bash train.sh plan teacher --model_config f1_base --num_processes 8 --mixed_precision bf16 model.lora.mode=on",
+    ),
 }
 _ROLLOUT = ("teacher", "student", "adversarial")
 _RUN = (*_ROLLOUT, "tokenizer")
@@ -76,14 +80,16 @@ FLAGS = (
     Flag("--model_config", _ALL, "model preset (tiny, debug_test, f1_base) or file", {"*": "model.config_file"},
          metavar="NAME"),
     Flag("--accelerate_config", _ALL, "configuration of accelerate launch; read by train.sh", metavar="FILE"),
-    Flag("--mixed_precision", _RUN, "no, bf16 or fp16", {"*": "training.mixed_precision"}, metavar="KIND"),
+    Flag("--mixed_precision", (*_RUN, "plan"), "no, bf16 or fp16", {"*": "training.mixed_precision"}, metavar="KIND"),
     Flag("--gradient_accumulation_steps", _ROLLOUT, "micro-batches of one update",
          {"*": "training.gradient_accumulation_steps"}),
     Flag("--device", _ALL, "auto, cpu or cuda", {"*": "training.device"}, metavar="NAME"),
     Flag("--seed", _ALL, "seed of everything random", {"*": "training.seed", "evaluate": "evaluation.seed"}),
-    Flag("--json", ("evaluate", "tokenizer"), "write the measured numbers to this file", metavar="FILE"),
+    Flag("--json", ("evaluate", "tokenizer", "plan"), "write the measured numbers to this file", metavar="FILE"),
     Flag("--checkpoint", ("evaluate",), "checkpoint-N, or a run directory (its newest valid one)", metavar="DIR"),
-    Flag("--phase", ("evaluate",), "phase that made the checkpoint", metavar="NAME", choices=_ROLLOUT),
+    Flag("--phase", ("evaluate", "plan"), "phase that made the checkpoint, or that is planned", metavar="NAME",
+         choices=_ROLLOUT),
+    Flag("--num_processes", ("plan",), "processes of the planned run, one a GPU"),
     Flag("--episodes", ("evaluate",), "episodes to measure", {"*": "evaluation.num_episodes"}),
     Flag("--debug", _ALL, "tracebacks for every error, anomaly checks", {"*": "training.debug"}, switch=True),
     Flag("--print_config", _ALL, "print the merged configuration and exit", switch=True),

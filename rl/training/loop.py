@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any, Protocol
 
 from rl.config import TrainingConfig
 from rl.training import rng
-from rl.training.checkpoint import CheckpointManager, CheckpointState, LoadedCheckpoint
-from rl.training.errors import Preempted
+from rl.training.checkpoint import CheckpointManager, CheckpointState, LoadedCheckpoint, save_plain
+from rl.training.errors import NumericalError, Preempted
 from rl.training.metrics_log import MetricsLog
 from rl.training.parallel_utils import ParallelContext
 from rl.training.preemption import StopFlag
@@ -18,6 +19,7 @@ from rl.training.progress import Progress
 from rl.training.run_dir import RunDir
 
 log = logging.getLogger(__name__)
+HISTORY = 100  # lines of metrics in a checkpoint
 
 
 class Phase(Protocol):
@@ -50,6 +52,10 @@ class Phase(Protocol):
 
     def restore(self, saved: LoadedCheckpoint) -> None: ...
 
+    def last_batch(self) -> Any:
+        """Tensors of the last update, for inspection after a step that was not finite."""
+        ...
+
 
 @dataclass
 class LoopState:
@@ -74,14 +80,19 @@ class Loop:
         self.run_dir, self.manager, self.stop, self.tensorboard = run, manager, stop, tensorboard
         self.state = LoopState()
         self.saved_at: int | None = None
+        self.history: deque[dict[str, float]] = deque(maxlen=HISTORY)  # the newest lines of the metrics file
 
     def restore(self, saved: LoadedCheckpoint) -> None:
         self.phase.restore(saved)
         self.state = LoopState(**saved.training["loop"])
+        self.history.extend(saved.training["metrics_history"])
         self.saved_at = saved.step
         if saved.per_rank is not None:
             for note in rng.restore(saved.per_rank["rng"], self.ctx.device):
                 log.warning(note)
+        elif self.state.updates_done > 0:
+            log.warning("the number of processes changed: what was left of the interrupted iteration is dropped")
+            self.state.updates_done = 0
         if self.state.updates_done == 0:
             self.phase.boundary(self.state.step)
 
@@ -105,6 +116,7 @@ class Loop:
             while s.step < self.total or s.updates_done > 0:
                 line = self._iteration()
                 metrics.write(s.step, line)
+                self.history.append(line)
                 progress.update(s.step, s.env_steps - first_env_steps, _headline(line, self.phase.name))
                 self.run_dir.status("running", s.step, self.total)
                 last = s.step >= self.total
@@ -115,6 +127,11 @@ class Loop:
                     self._save()
                 if stopping and not last:
                     raise self._preempted()
+        except NumericalError:
+            path = self.run_dir.path / f"not_finite_batch_rank{self.ctx.rank}.pt"
+            save_plain(self.phase.last_batch(), path)
+            log.error("the batch of the step that was not finite is in %s", path)
+            raise
         finally:
             progress.close()
             metrics.close()
@@ -148,12 +165,12 @@ class Loop:
 
     def _save(self) -> None:
         s = self.state
-        if self.saved_at == s.step:  # stopped in the middle of this iteration before: that checkpoint exists
-            return
         state = self.phase.checkpoint()
-        state.training = {**state.training, "loop": {**vars(s)}}
+        state.training = {**state.training, "loop": {**vars(s)}, "metrics_history": list(self.history)}
+        state.metrics = dict(self.history[-1]) if self.history else {}
         state.per_rank = {**state.per_rank, "rng": rng.capture(self.ctx.device)}
-        path = self.manager.save(s.step, state)
+        # A run stopped within this iteration left a checkpoint of the same number; this one has more updates.
+        path = self.manager.save(s.step, state, replace=self.saved_at == s.step)
         self.saved_at = s.step
         log.info("saved %s", path)
         if s.updates_done == 0:
@@ -173,8 +190,3 @@ def _headline(line: Mapping[str, float], phase: str) -> dict[str, float]:
     names = ("loss", "accuracy", "copy_accuracy", "train_steps_per_s")
     shown = {n: line[f"{phase}/{n}"] for n in names if f"{phase}/{n}" in line}
     return {k: v for k, v in shown.items() if math.isfinite(v)}
-
-
-def summed(parts: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean of equal-keyed metric dicts."""
-    return {k: sum(float(p[k]) for p in parts) / len(parts) for k in parts[0]}

@@ -10,11 +10,13 @@ from torch import nn
 
 from f1_vla.builders import build_policy
 from f1_vla.config import F1Config
+from f1_vla.loading import VAR_SUFFIX, check_released, load_policy, read_tokenizer
 from f1_vla.lora import Role, add_lora, lora_config
 from f1_vla.policy import F1Policy
-from f1_vla.tokenizer_io import load_tokenizer, shipped_tokenizer
-from f1_vla.trainable import freeze_action_parts, set_policy_requires_grad, trainable_table
-from rl.config import Config, FreezeConfig, LoraMode
+from f1_vla.text import build_text_tokenizer, check_prompt
+from f1_vla.tokenizer_io import check_tokenizer, shipped_tokenizer
+from f1_vla.trainable import freeze_action_parts, freeze_inputs, set_policy_requires_grad, trainable_table
+from rl.config import Config, FreezeConfig, LoraMode, MixedPrecision
 from rl.training.adapter_io import write_adapter
 from rl.training.optim import setup_optimizer
 from rl.training.parallel_utils import ParallelContext
@@ -66,20 +68,57 @@ def tokenizer_file(cfg: Config) -> Path:
     return shipped_tokenizer(Path(cfg.model.config_file).stem)
 
 
-def build_base(cfg: Config, arch: F1Config, device: torch.device | str) -> F1Policy:
-    """The policy with its frozen tokenizer: random weights of `training.seed`, equal on every rank."""
+def check_model_files(cfg: Config, arch: F1Config) -> None:
+    """Everything about model and files that can be refused before anything is built. Raises ValueError."""
     check_sizes(cfg, arch)
     if cfg.model.checkpoint_path is not None:
-        raise ValueError("model.checkpoint_path: released weights are not readable in this version; leave it null")
-    tokenizer = load_tokenizer(tokenizer_file(cfg), arch.tokenizer)
+        check_released(cfg.model.checkpoint_path, arch)
+    elif (path := tokenizer_file(cfg)).suffix != VAR_SUFFIX:
+        check_tokenizer(path, arch.tokenizer)
+
+
+def build_base(cfg: Config, arch: F1Config, device: torch.device | str) -> F1Policy:
+    """The policy with its frozen tokenizer: weights of `model.checkpoint_path`, else random ones; what is random comes
+    from `training.seed`, equal on every rank. Raises ValueError: files missing, damaged or of another model,
+    instruction too long."""
+    check_sizes(cfg, arch)
+    source = cfg.model.checkpoint_path
+    if source is None:
+        tokenizer = read_tokenizer(tokenizer_file(cfg), arch.tokenizer)
+        seed_all(seed_for(cfg.training.seed, 0, "model"))
+        return build_policy(arch, device, tokenizer=tokenizer)
+    words = build_text_tokenizer(arch.text_tokenizer, arch.tokenizer_max_length, arch.trunk.text_vocab_size)
+    check_prompt(words, cfg.environment.instruction, arch.tokenizer_max_length)
+    own_tokenizer = None if cfg.model.tokenizer_path is None else tokenizer_file(cfg)
     seed_all(seed_for(cfg.training.seed, 0, "model"))
-    return build_policy(arch, device, tokenizer=tokenizer)
+    return load_policy(arch, source, device, torch.bfloat16 if held_in_half(cfg) else torch.float32, own_tokenizer)
+
+
+def uses_lora(cfg: Config) -> bool:
+    """`model.lora.mode`; auto: when the base comes from a checkpoint."""
+    mode = cfg.model.lora.mode
+    return mode is LoraMode.on or (mode is LoraMode.auto and cfg.model.checkpoint_path is not None)
+
+
+def held_in_half(cfg: Config) -> bool:
+    """A released base that only carries adapters is held in bfloat16 when the run computes in it."""
+    released = cfg.model.checkpoint_path is not None
+    return released and uses_lora(cfg) and cfg.training.mixed_precision is MixedPrecision.bf16
+
+
+def freeze_for_world_model(policy: F1Policy, freeze: FreezeConfig, lora: bool) -> None:
+    """The switches of the phase; what the world-model modes never reach is frozen, too, and with adapters all of the
+    base that they do not wrap: vision, projector and text embedding."""
+    set_policy_requires_grad(policy, **vars(freeze))
+    freeze_action_parts(policy)
+    if lora:
+        freeze_inputs(policy)
 
 
 def build_for_loading(cfg: Config, arch: F1Config, device: torch.device | str) -> F1Policy:
     """The policy of a saved run, adapters injected; its weights come from the checkpoint."""
     policy = build_base(cfg, arch, device)
-    if cfg.model.lora.mode is LoraMode.on:
+    if uses_lora(cfg):
         inject_adapter(policy, cfg, Role.world_model)
     return policy.eval()
 
@@ -92,9 +131,8 @@ def inject_adapter(policy: F1Policy, cfg: Config, role: Role) -> None:
 def build_world_model(cfg: Config, arch: F1Config, freeze: FreezeConfig, ctx: ParallelContext) -> Model:
     """Collective. The policy in its world-model role, ready to train."""
     policy = build_base(cfg, arch, ctx.device)
-    lora = cfg.model.lora.mode is LoraMode.on
-    set_policy_requires_grad(policy, **vars(freeze))
-    freeze_action_parts(policy)
+    lora = uses_lora(cfg)
+    freeze_for_world_model(policy, freeze, lora)
     if lora:
         inject_adapter(policy, cfg, Role.world_model)
     if ctx.is_main:

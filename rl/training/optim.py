@@ -93,7 +93,7 @@ def guarded_step(
     finite = bool(torch.isfinite(loss.detach()).all()) and bool(torch.isfinite(norm))
     if not ctx.all_true(finite):
         raise NumericalError(
-            f"{what}: loss or gradient is not finite (this rank: loss {float(loss):.4g}, "
+            f"{what}: loss or gradient is not finite (this rank: loss {float(loss.detach()):.4g}, "
             f"gradient norm {float(norm):.4g}); "
             "parameters are as before this step. Lower training.learning_rate or training.max_grad_norm and continue "
             "from the last checkpoint with --auto_resume"

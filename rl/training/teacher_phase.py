@@ -5,12 +5,12 @@ also yields the memory state before every step, which windows start from (stored
 """
 
 import time
-from collections import deque
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from f1_vla.batch import F1Batch
 from f1_vla.lora import Role
 from rl.config import Config
 from rl.data.episode_buffer import EpisodeBuffer, WindowIndex
@@ -42,15 +42,21 @@ class TeacherPhase:
         self.data = WorldModelData(
             model.policy, self.states, cfg.environment.instruction, cfg.teacher.freeze.freeze_vision_encoder
         )
-        capacity = max(1, cfg.teacher.buffer_episodes // ctx.world_size)
+        capacity = cfg.teacher.buffer_episodes // ctx.world_size
+        if capacity < t.num_envs:
+            raise ValueError(
+                f"teacher.buffer_episodes is {cfg.teacher.buffer_episodes}; {ctx.world_size} processes with "
+                f"{t.num_envs} environments need at least {ctx.world_size * t.num_envs}"
+            )
         self.buffer = EpisodeBuffer(capacity, arch.n_obs_img_steps, arch.obs_img_stride)
         self.generator = torch.Generator().manual_seed(seed_for(t.seed, ctx.rank, "windows"))
         self.units_per_iteration = t.num_envs * ctx.world_size
+        self._round = t.num_envs * t.steps_per_episode  # environment steps of this rank in one iteration
         self.updates_per_iteration = cfg.teacher.updates_per_episode * t.num_envs
         horizon = t.schedule_episodes or t.num_episodes
         self.schedule = setup_scheduler(model.optimizer, "cosine", horizon, t.min_learning_rate, t.warmup_updates)
         self.updates = 0
-        self.history: deque[dict[str, float]] = deque(maxlen=100)
+        self._windows: dict[str, torch.Tensor] = {}
         self.shown: tuple[EpisodeRecord, int] | None = None  # what the pictures of this iteration show
 
     # --- collection ------------------------------------------------------------------------------------------------
@@ -58,10 +64,9 @@ class TeacherPhase:
     def collect(self, step: int) -> dict[str, float]:
         t = self.cfg.training
         start = time.monotonic()
-        records = self.collector.collect_steps(t.num_envs * t.steps_per_episode, self.act)
+        records = self.collector.collect_steps(self._round, self.act)
         simulated = time.monotonic()
         self._update_normalizer(records)
-        first = len(self.buffer)
         for record in records:
             index = step + self.ctx.rank * t.num_envs + record.env_index
             self.buffer.add(self.data.encode(record, index))
@@ -114,7 +119,7 @@ class TeacherPhase:
         samples, norm = 0, 0.0
         for micro in range(t.gradient_accumulation_steps):
             where = self._sample()
-            with self.ctx.accumulate(self.model.wrapped), self.ctx.autocast():
+            with self.ctx.accumulate(self.model.wrapped):
                 out, loss = self._forward(where)
                 self.ctx.backward(loss)
             if micro == t.gradient_accumulation_steps - 1:
@@ -141,26 +146,36 @@ class TeacherPhase:
     def _forward(self, where: WindowIndex) -> tuple[dict[str, Any], torch.Tensor]:
         """One wrapped forward over the trained steps, from a memory state refreshed by the burn-in steps."""
         teacher, t = self.cfg.teacher, self.cfg.training
-        windows = self.buffer.gather(where)
+        windows = self._windows = self.buffer.gather(where)
         B = len(where.episode)
         head_visible = torch.rand(B, generator=self.generator) >= teacher.view_dropout
         known = torch.rand(B, where.length, generator=self.generator) >= teacher.action_dropout
         batch = self.data.batch(windows, head_visible, known)
-        h = initial_memory(windows, self.ctx.device)
-        if where.burn_in:
-            with torch.no_grad():
-                h = self.model.wrapped(batch.window(0, where.burn_in), mode="memory_only", initial_memory_state=h)[
-                    "memory_state"
-                ]
-        out = self.model.wrapped(
-            batch.window(where.burn_in, where.length), mode="world_model_window", initial_memory_state=h.detach(),
-            memory_backprop=t.memory_backprop and t.sequential_training,
-        )  # fmt: skip
+        singles, h = self._single_steps(), initial_memory(windows, self.ctx.device)
+        with self.ctx.autocast():
+            if where.burn_in:
+                with torch.no_grad():
+                    early = batch.window(0, where.burn_in)
+                    h = self.model.wrapped(early, mode="memory_only", initial_memory_state=h)["memory_state"]
+            out = self.model.wrapped(
+                batch.window(where.burn_in, where.length), mode="world_model_window", initial_memory_state=h.detach(),
+                memory_backprop=t.memory_backprop and t.sequential_training, latent_batch=singles,
+            )  # fmt: skip
         loss, out["extra"] = out["loss"], {}
         if "latent_loss" in out:
             loss = loss + teacher.latent_loss_weight * out["latent_loss"]
             out["extra"] = {"latent_loss": out["latent_loss"].detach()}
         return out, loss
+
+    def _single_steps(self) -> tuple[F1Batch, torch.Tensor] | None:
+        """Random single steps with their stored memory states, for the latent head; None when it has none."""
+        size = self.cfg.teacher.latent_batch_size
+        if size == 0 or not self.model.policy.cfg.world_model.latent_head:
+            return None
+        windows = self.buffer.gather(self.buffer.sample(size, 1, 0, self.generator))
+        known = torch.rand(size, 1, generator=self.generator) >= self.cfg.teacher.action_dropout
+        batch = self.data.batch(windows, torch.ones(size, dtype=torch.bool), known)
+        return batch, initial_memory(windows, self.ctx.device)
 
     # --- checkpoints and pictures ----------------------------------------------------------------------------------
 
@@ -180,9 +195,7 @@ class TeacherPhase:
                 "optimizer": self.model.optimizer.state_dict(),
                 "updates": self.updates,
                 "states": self.states.state_dict(),
-                "metrics_history": list(self.history),
             },
-            metrics=dict(self.history[-1]) if self.history else {},
             per_rank={"generator": self.generator.get_state()},
             rank_files={"buffer": self.buffer.state_dict()},
             peft_adapter=self.model.adapter_writer(Role.world_model),
@@ -193,12 +206,21 @@ class TeacherPhase:
         self.model.optimizer.load_state_dict(saved.training["optimizer"])
         self.updates = saved.training["updates"]
         self.states.load_state_dict(saved.training["states"])
-        self.history.extend(saved.training["metrics_history"])
         buffer = saved.rank_file("buffer")
         if buffer is not None and saved.per_rank is not None:
             self.buffer.load_state_dict(buffer)
             self.generator.set_state(saved.per_rank["generator"])
-        self.collector.rebuild(saved.training["loop"]["step"] // self.units_per_iteration)
+        loop = saved.training["loop"]
+        next_episode = loop["step"] // self.units_per_iteration
+        if loop["updates_done"] == 0 or saved.per_rank is None:
+            self.collector.rebuild(next_episode)
+        else:  # stopped while training on an episode: its pictures were not saved, so it is played again
+            self.collector.rebuild(next_episode - 1)
+            records = self.collector.collect_steps(self._round, self.act)
+            self.shown = (records[0], len(self.buffer) - len(records))
+
+    def last_batch(self) -> dict[str, torch.Tensor]:
+        return self._windows
 
     def close(self) -> None:
         self.collector.close()

@@ -5,6 +5,7 @@ import logging
 import shlex
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -111,8 +112,7 @@ def measure(model: MultiScaleVQVAE, frames: Tensor) -> dict[str, float]:
 
 def main(args: cli.Args) -> None:
     cfg, out = args.config, args.output_dir
-    out.mkdir(parents=True, exist_ok=True)
-    target = out / f"tokenizer_{cfg.model.config_file}.safetensors"
+    target = out / f"tokenizer_{Path(cfg.model.config_file).stem}.safetensors"
     if target.exists() and not args.overwrite:
         raise ValueError(f"{target} exists; replace it with --overwrite or choose another --output_dir")
     if cfg.environment.wm_size != args.arch.tokenizer.image_size:
@@ -120,6 +120,10 @@ def main(args: cli.Args) -> None:
             f"environment.wm_size {cfg.environment.wm_size} differs from the tokenizer's image_size "
             f"{args.arch.tokenizer.image_size}; set environment.wm_size={args.arch.tokenizer.image_size}"
         )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ValueError(f"output directory {out}: {e.strerror or e}; choose another --output_dir") from e
     stop = StopFlag()
     stop.install()
     ctx = ParallelContext.create(cfg.training)

@@ -49,8 +49,8 @@ class WorldModelEvaluator:
             raise ValueError(f"evaluation of {len(records)} episode: ask for at least 2 (--episodes)")
         result: list[EpisodeNumbers] = []
         for first in range(0, len(records), CHUNK):
-            chunk = records[max(0, min(first, len(records) - 2)) : first + CHUNK]
-            result += self._evaluate_chunk(chunk, first)[-len(records[first : first + CHUNK]) :]
+            start = min(first, len(records) - 2)  # a last episode alone takes its neighbour along, to be shuffled with
+            result += self._evaluate_chunk(records[start : first + CHUNK], start)[first - start :]
         return result
 
     def _evaluate_chunk(self, records: list[EpisodeRecord], first: int) -> list[EpisodeNumbers]:

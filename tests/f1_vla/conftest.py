@@ -1,7 +1,6 @@
 """Small models and batches shared by the tests of the model."""
 
 import json
-import zlib
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from f1_vla.config import (
     VisionConfig,
     WorldModelConfig,
 )
+from f1_vla.parity import config_of, released_state
 from f1_vla.policy import F1Policy
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "f1_parity"
@@ -31,13 +31,6 @@ def fixed_seed():
 
 
 # --- numbers of the public implementation ----------------------------------------------------------------------------
-
-
-def recipe(name: str, shape: list[int], fill: str) -> torch.Tensor:
-    """A weight of the parity fixture, from its name and shape alone."""
-    g = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    r = torch.randn(shape, generator=g)
-    return {"default": 0.08 * r, "rmsnorm_weight": 0.02 * r, "affine_norm_weight": 1 + 0.02 * r}[fill]
 
 
 @pytest.fixture(scope="session")
@@ -53,40 +46,15 @@ def parity_data() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="session")
 def parity_state(parity_spec) -> dict[str, torch.Tensor]:
     """The released state dict of the fixture, under the names `save_model` would write."""
-    by_name = {e["name"]: e for e in parity_spec["state_dict"]}
-    state = {}
-    for e in by_name.values():
-        if e["fill"] == "keep":
-            continue
-        source = by_name[e["alias_of"]] if e.get("alias_of") else e
-        if e["name"].startswith("vae.") or e["name"].endswith("embed_tokens.weight"):
-            continue
-        state[e["name"]] = recipe(source["name"], source["shape"], source["fill"])
-    return state
+    state = released_state(parity_spec)
+    return {n: t for n, t in state.items() if not n.startswith("vae.") and not n.endswith("embed_tokens.weight")}
 
 
 @pytest.fixture(scope="session")
-def parity_config() -> F1Config:
-    return F1Config(
-        trunk=TrunkConfig(
-            num_layers=2,
-            num_heads=4,
-            num_kv_heads=1,
-            head_dim=16,
-            und=ExpertConfig(64, 128),
-            gen=ExpertConfig(32, 64),
-            act=ExpertConfig(32, 64),
-            text_vocab_size=512,
-            expert_head_vocab_size=512,
-        ),
-        vision=VisionConfig(28, 14, 32, 64, 2, 2),
-        tokenizer=TokenizerConfig(64, [1, 2, 3, 4], 64, 8, 32, [1, 1, 2, 2, 4], 2, 3, 32),
-        memory=MemoryConfig(memory_hidden=24, memory_num_layers=2),
-        world_model=WorldModelConfig(
-            mask_sample_prob=0.0, latent_head=True, latent_head_width=16, latent_head_blocks=1
-        ),
-        tokenizer_max_length=8,
-    )
+def parity_config(parity_spec) -> F1Config:
+    config = config_of(parity_spec["config"])
+    config.trunk.expert_head_vocab_size = 512
+    return config
 
 
 @pytest.fixture(scope="session")

@@ -1,246 +1,175 @@
-"""Numbers of the public F1-VLA code (float32, tiny sizes) against ours. Tolerances: 1e-4, gradients 1e-3 relative."""
+"""Numbers of the public F1-VLA code (float32, tiny sizes) against ours, and folders of other configurations."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from f1_vla import weights
-from f1_vla.batch import F1Batch
-from f1_vla.config import TokenizerConfig
-from f1_vla.flow import time_embedding
+import kernels
+from f1_vla import parity
+from f1_vla.parity_outputs import Sizes, compute_outputs, fixture_batch
 from f1_vla.rollout import Sampling
-from f1_vla.tokenizer import MultiScaleQuantizer
-from f1_vla.trunk import Trunk
-from f1_vla.vision import resize_with_pad
-from f1_vla.world_model import tail_accuracy, token_nll
-from kernels import BlockMask
+
+DATA = Path(__file__).resolve().parents[1] / "data" / "f1_parity"
+SPEC = DATA / "f1_parity_a.json"
 
 
-def close(actual: torch.Tensor, expected: torch.Tensor, atol: float = 1e-4) -> None:
-    assert actual.shape == expected.shape
-    if expected.dtype.is_floating_point:
-        assert (actual - expected).abs().max().item() <= atol
-    else:
-        assert torch.equal(actual, expected)
+def load_writer():
+    spec = importlib.util.spec_from_file_location("fixture_writer", Path(__file__).with_name("fixture_writer.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def grad_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    assert (actual - expected).abs().max() <= 1e-3 * expected.abs().max()
+write_fixture = load_writer().write_fixture
 
 
-@pytest.fixture(scope="module")
-def batch(parity_policy, parity_data) -> F1Batch:
-    """The fixture's inputs as one step; the action and state conditioning reads them but has no effect yet."""
-    d, p = parity_data, parity_policy
-    images = torch.stack([d["in.image0"], d["in.image1"]], 1)
-    masks = torch.stack([d["in.image0_mask"], d["in.image1_mask"]], 1)
-    with torch.no_grad():
-        frames = d["in.history"].float().flatten(0, 1)
-        ids = p.tokenizer.img_to_ids(frames).view(2, 5, -1)
-        latents = p.tokenizer.encode_latent(frames).unflatten(0, (2, 5))
-    state = torch.nn.functional.pad(d["in.state"], (0, 24))[:, None]
-    return F1Batch(
-        lang_tokens=d["in.lang_tokens"],
-        lang_masks=d["in.lang_masks"],
-        camera_mask=masks[:, None],
-        history_ids=ids[:, None, :4],
-        history_mask=torch.ones(2, 1, 4, dtype=torch.bool),
-        actions=torch.ones(2, 1, 4, 32),
-        action_known=torch.ones(2, 1, 4, dtype=torch.bool),
-        state=state,
-        images=images[:, None],
-        history_latents=latents[:, None, :4],
-        target_ids=ids[:, None, 4],
-        action_chunk=torch.nn.functional.pad(d["in.action"], (0, 25)),
-    )
+def wrong(rows: list[parity.Row]) -> list[parity.Row]:
+    return [r for r in rows if not r.ok]
 
 
-@pytest.fixture
-def calls(monkeypatch) -> list[dict]:
-    """Records every call of the trunk: streams in, mask, positions, streams out."""
-    seen: list[dict] = []
-    original = Trunk.forward
-
-    def spy(self, streams, positions, block, valid, cache=None, keep_cache=False):
-        out, new = original(self, streams, positions, block, valid, cache, keep_cache)
-        k_block = block if cache is None else torch.cat([cache.block, block], 1)
-        k_valid = valid if cache is None else torch.cat([cache.valid, valid], 1)
-        visible = BlockMask(block, k_block, valid, k_valid).visible()
-        seen.append({"in": streams, "out": out, "positions": positions, "visible": visible})
-        return out, new
-
-    monkeypatch.setattr(Trunk, "forward", spy)
-    return seen
-
-
-def start(policy):
-    policy.zero_grad(set_to_none=True)
-    return policy.initial_memory_state(2)
-
-
-def grads(policy, spec, names) -> dict[str, torch.Tensor]:
-    params = dict(policy.named_parameters())
-    return {n: params[weights.own_name(spec["grad_parameters"][n])].grad.clone() for n in names}
-
-
-def test_recipe_reproduces_the_checksums_of_every_weight(parity_spec, parity_state):
-    for e in parity_spec["state_dict"]:
-        if e["name"] in parity_state:
-            w = parity_state[e["name"]].double()
-            bound = 1e-5 * (w.numel() * e["sumsq"]) ** 0.5
-            assert abs(w.sum().item() - e["sum"]) <= bound, e["name"]
-
-
-def test_tokenizer_encodes_quantises_and_decodes_like_var(parity_policy, parity_data):
-    d, tok = parity_data, parity_policy.tokenizer
-    with torch.no_grad():
-        latent = tok.encode_latent(d["in.history"].float().flatten(0, 1))
-        ids, fhat = tok.quantize.quantize(latent)
-        all_ids = torch.cat(ids, 1)
-        var = tok.ids_to_var_input(all_ids)
-        pred = tok.ids_to_fhat(all_ids).view(2, 5, 8, 4, 4)[:, 4]
-        close(latent, d["out.vae.latent"])
-        for k in range(4):
-            close(ids[k], d[f"out.vae.idx.{k}"])
-        close(fhat, d["out.vae.fhat"])
-        close(tok.ids_to_fhat(all_ids), d["out.vae.fhat"])
-        close(var.view(2, 5, 29, 8), d["out.vae.var_input"])
-        close(tok.decode(pred), d["out.vae.recon"])
-        close(tok.decode(pred[:1], clamp=False), d["out.vae.recon_unclamped"])
-
-
-def test_quantiser_of_the_full_size_scales_chooses_the_same_convolutions(parity_spec, parity_data):
-    import zlib
-
-    scales = parity_spec["aux_quant10"]["patch_nums"]
-    q = MultiScaleQuantizer(TokenizerConfig(256, scales, 16, 4))
-    assert q.phi_of_scale == parity_spec["aux_quant10"]["phi_index_per_scale"]
-    state = q.state_dict()
-    for e in parity_spec["aux_quant10"]["weights"]:
-        g = torch.Generator().manual_seed(zlib.crc32(e["name"].encode()))
-        state[e["name"].removeprefix("aux.quant10.")] = e["scale"] * torch.randn(e["shape"], generator=g)
-    q.load_state_dict(state)
-    ids = parity_data["aux.quant10.in.ids"]
-    with torch.no_grad():
-        close(q.ids_to_var_input(ids), parity_data["aux.quant10.var_input"])
-        close(q.ids_to_fhat(ids), parity_data["aux.quant10.fhat"])
-
-
-def test_pictures_are_resized_padded_and_encoded_like_siglip(parity_policy, parity_data, batch):
-    d, v = parity_data, parity_policy.vision
-    for i in range(2):
-        close(resize_with_pad(d[f"aux.resize.in{i}"], 28, 28), d[f"aux.resize.out{i}"])
-        close(v.prepare(d[f"in.image{i}"]), d[f"out.prep.image{i}"])
-        with torch.no_grad():
-            hidden = v.features(d[f"in.image{i}"])
-            close(hidden, d[f"out.siglip.image{i}.last_hidden"])
-            close(v.project(hidden), d[f"out.siglip.image{i}.projected"])
-    with torch.no_grad():
-        und, valid = parity_policy.und_inputs(batch)
-    close(und[:, 0], d["out.und_embs"])
-    close(valid[:, 0], d["out.und_pad_mask"])
-
-
-def test_teacher_forced_path_matches_with_memory_conditioning_and_latent_head_on(
-    parity_policy, parity_spec, parity_data, batch, calls
-):
-    d, p = parity_data, parity_policy
-    h = start(p)
-    out = p(batch, mode="world_model", initial_memory_state=h, return_logits=True)
-    call = calls[0]
-    close(call["in"]["gen"], d["out.tf.gen_embs"])
-    close(call["visible"], d["out.tf.att_mask"])
-    close(call["positions"], d["out.tf.position_ids"])
-    close(call["out"]["gen"], d["out.tf.gen_hidden"])
-    close(call["out"]["und"] * d["out.und_pad_mask"][..., None], d["out.tf.und_hidden_masked"])
-    close(out["logits"][:, 0], d["out.tf.logits"])
-    close(batch.target_ids[:, 0], d["out.tf.targets"])
-    close(out["loss"], d["out.tf.loss"])
-    close(out["metrics"]["accuracy"], d["out.tf.acc_mean"])
-    close(tail_accuracy(out["correct"][:, 0], 4), d["out.tf.acc_tail"])
-    out["loss"].backward()
-    names = ("gen_q_last", "temporal_conv", "und_k0", "und_q0", "wm_embeddings", "wm_out_proj")
-    for n, g in grads(p, parity_spec, names).items():
-        grad_close(g, d[f"out.tf.grad.{n}"])
-
-
-def test_roll_out_and_action_head_match(parity_policy, parity_data, batch, calls):
-    d, p = parity_data, parity_policy
-    with torch.no_grad():
-        out = p(
-            batch,
-            mode="joint",
-            initial_memory_state=start(p),
-            sampling=Sampling(),
-            noise=d["in.noise"],
-            time=d["in.time"],
-        )
-    prefix, suffix = calls[0], calls[-1]
-    close(prefix["in"]["gen"], d["out.full.gen_prefix_embs"])
-    close(prefix["out"]["gen"], d["out.full.gen_prefix_hidden"])
-    close(prefix["visible"], d["out.full.prefix_att_mask"])
-    close(prefix["positions"], d["out.full.prefix_position_ids"])
-    for k in (1, 2, 3):
-        close(calls[k]["in"]["gen"], d[f"out.full.scale{k}.gen_embs"])
-        close(calls[k]["out"]["gen"], d[f"out.full.scale{k}.gen_hidden"])
-        close(calls[k]["visible"], d[f"out.full.scale{k}.att_mask"])
-        close(calls[k]["positions"], d[f"out.full.scale{k}.position_ids"])
-    close(out["foresight"].logits, d["out.full.wm_logits"])
-    close(out["foresight"].ids, d["out.full.greedy_ids"])
-    close(time_embedding(d["in.time"], 32), d["out.full.time_emb"])
-    close(suffix["in"]["act"], d["out.full.suffix_embs"])
-    close(suffix["out"]["act"], d["out.full.suffix_hidden"])
-    close(suffix["visible"], d["out.full.suffix_att_mask"])
-    close(suffix["positions"], d["out.full.suffix_position_ids"])
-    close(out["velocity"], d["out.full.v_t"])
-    close(out["action_losses"], d["out.full.action_losses"])
-    for n in ("wm_loss", "acc_mean", "acc_tail", "action_loss", "loss"):
-        close(out[n], d[f"out.full.{n}"])
+@pytest.mark.parametrize("backend", kernels.available_backends())
+def test_every_recorded_tensor_is_reproduced_with_all_additions_on(backend):
+    rows = parity.check(SPEC, backend)
+    assert wrong(rows) == []
+    expected = [n for n, r in json.loads(SPEC.read_text())["tensors"].items() if r["compare"] != "input"]
+    if backend == "flex":
+        expected = [n for n in expected if ".grad" not in n]
+    assert sorted(r.name for r in rows) == sorted(expected)
+    # A correct implementation lands well under the tolerance; what lies between is most likely a mistake.
+    assert max(r.error for r in rows if ".grad" not in r.name) < 2e-5
 
 
 @pytest.mark.parametrize(
-    ("loss", "prefix", "pad", "names"),
+    "changes",
     [
-        ("wm_loss", "out.full.grad_wm", False, ("gen_q_last", "und_k0", "und_q0", "wm_out_proj")),
-        ("action_loss", "out.full.grad_action", False, ("action_in_proj", "gen_k0", "und_k0")),
-        ("loss", "out.full.grad_total", False, ("action_in_proj", "gen_q_last", "und_q0", "wm_out_proj")),
-        ("action_loss", "out.full_pad.grad_action", True, ("action_in_proj", "gen_k0", "und_k0")),
+        {"kv_heads": 2},
+        {"kv_heads": 4, "pn": "1_2_3_4_6", "resolutions": 3, "chunk": 5, "actions": 9, "states": 7, "steps": 4},
+        {"kv_heads": 1, "pn": "1_2", "resolutions": 1, "kernel": 2, "und": 40, "gen": 24, "head_dim": 16, "layers": 1},
+    ],
+    ids=["more kv heads", "fewer scales predicted than there are", "one scale of two"],
+)
+def test_other_configurations_agree_with_the_equations(tmp_path, changes):
+    # Odd pictures are resized; the second camera is absent in one sample.
+    file = write_fixture(tmp_path, [(20, 31), (37, 13)], [[True, True], [True, False]], **changes)
+    rows = parity.check(file)
+    assert wrong(rows) == [] and len(rows) == 30
+
+
+def test_three_cameras_with_the_first_missing_agree_with_the_equations(tmp_path):
+    file = write_fixture(tmp_path, [(28, 28), (20, 20), (28, 40)], [[False, True], [True, True], [True, False]])
+    data = load_file(file.with_suffix(".safetensors"))
+    assert data["out.und_embs"].shape[1] == 3 * 4 + 5
+    assert wrong(parity.check(file)) == []
+
+
+@pytest.mark.slow
+def test_ten_scales_agree_with_the_equations(tmp_path):
+    scales = "1_2_3_4_5_6_8_10_13_16"
+    file = write_fixture(tmp_path, [(28, 28)], [[True]], B=1, pn=scales, resolutions=4, layers=1)
+    assert wrong(parity.check(file)) == []
+
+
+def test_camera_whose_prepared_pixels_sum_to_zero_is_not_in_the_sequence(parity_policy, parity_data):
+    grey = parity_data | {"in.image1": torch.full((2, 3, 20, 20), 0.5)}
+    assert fixture_batch(parity_policy, grey, Sizes(4, 4)).images.shape[2] == 2  # padding is -1: the sum is not 0
+    grey["in.image1"] = torch.full((2, 3, 28, 28), 0.5)
+    assert fixture_batch(parity_policy, grey, Sizes(4, 4)).images.shape[2] == 1
+
+
+def test_sampling_leaves_the_given_noise_alone(parity_policy, parity_data):
+    batch, noise = fixture_batch(parity_policy, parity_data, Sizes(4, 4)), parity_data["in.noise"].clone()
+    h = parity_policy.initial_memory_state(2)
+    with torch.no_grad():
+        parity_policy(batch, mode="actions", initial_memory_state=h, noise=noise, sampling=Sampling())
+    assert torch.equal(noise, parity_data["in.noise"])
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    """A copy of the fixture that expects a few cheap tensors only."""
+    spec, data = json.loads(SPEC.read_text()), load_file(DATA / "f1_parity_a.safetensors")
+    kept = {n: r for n, r in spec["tensors"].items() if n.startswith(("in.", "out.tf.", "out.und"))}
+    (tmp_path / "b.json").write_text(json.dumps(spec | {"tensors": kept}))
+    save_file({n: data[n] for n in kept}, tmp_path / "b.safetensors")
+    return tmp_path
+
+
+def test_command_prints_the_largest_error_of_each_output_and_succeeds(small, capsys):
+    assert parity.main([str(small), "--backend", "reference"]) == 0
+    out = capsys.readouterr().out
+    assert "18 of 18 tensors within tolerance" in out and "out.tf.logits" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), [("out.tf.logits", 2e-4), ("out.tf.grad.und_k0", 1.0), ("out.tf.att_mask", 1)]
+)
+def test_command_fails_when_a_tensor_is_beyond_its_tolerance(small, capsys, name, change):
+    data = load_file(small / "b.safetensors")
+    if data[name].dtype == torch.bool:
+        data[name][0, 0, 0] ^= True
+    else:
+        data[name].view(-1)[3] += change
+    save_file(data, small / "b.safetensors")
+    assert parity.main([str(small)]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("WRONG")]
+    assert [line.split()[0] for line in lines] == [name]
+
+
+def edit(folder: Path, change) -> None:
+    spec = json.loads((folder / "b.json").read_text())
+    change(spec)
+    (folder / "b.json").write_text(json.dumps(spec))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s["state_dict"][0].update(sum=9.0), "differs from the recorded"),
+        (lambda s: s["state_dict"][0].update(fill="ones"), "unknown fill rule"),
+        (lambda s: s["state_dict"][0].update(shape=[31]), "differs from the recorded"),
+        (lambda s: s["state_dict"].pop(0), "missing model.action_in_proj.bias"),
+        (lambda s: s["config"].pop("chunk_size"), "no key 'chunk_size'"),
+        (lambda s: s["config"]["act_expert_config"].update(num_attention_heads=2), "must agree"),
+        (lambda s: s["config"].update(resize_imgs_with_padding=[32, 32]), "differs from the vision tower"),
+        (lambda s: s["tensors"].update({"out.new": {"compare": "exact"}}), "lacks out.new"),
     ],
 )
-def test_joint_gradients_match(parity_policy, parity_spec, parity_data, batch, loss, prefix, pad, names):
-    d, p = parity_data, parity_policy
-    batch = batch.rows(slice(None))
-    batch.action_is_pad = d["in.action_is_pad"] if pad else None
-    h = start(p)
-    out = p(batch, mode="joint", initial_memory_state=h, sampling=Sampling(), noise=d["in.noise"], time=d["in.time"])
-    out[loss].backward()
-    for n, g in grads(p, parity_spec, names).items():
-        grad_close(g, d[f"{prefix}.{n}"])
-    if pad:
-        close(out["action_loss"], d["out.full_pad.action_loss"])
-        close(out["loss"], d["out.full_pad.loss"])
+def test_command_refuses_a_folder_that_contradicts_itself(small, capsys, change, message):
+    edit(small, change)
+    assert parity.main([str(small)]) == 4
+    assert message in capsys.readouterr().err
 
 
-def test_sampled_actions_and_predicted_picture_match(parity_policy, parity_data, batch):
-    d, p = parity_data, parity_policy
-    noise = d["in.noise"].clone()
-    with torch.no_grad():
-        out = p(batch, mode="actions", initial_memory_state=start(p), noise=noise)
-        pred = p(batch, mode="predict_images", initial_memory_state=start(p))
-    close(out["actions"], d["out.sample.actions"])
-    close(out["chain"][:-1], d["out.sample.x_before_step"])
-    close(out["velocities"], d["out.sample.v"])
-    close(out["times"], d["out.sample.time"])
-    close(out["foresight"].logits, d["out.sample.wm_logits"])
-    close(out["foresight"].ids, d["out.sample.greedy_ids"])
-    close(pred["fhat"], d["out.sample.fhat"])
-    close(pred["images"][:1], d["out.sample.pred_image"])
-    assert torch.equal(noise, d["in.noise"])  # the reference overwrites it; we do not
+def test_command_refuses_an_output_it_does_not_know_a_truncated_file_and_an_empty_folder(small, capsys, tmp_path):
+    data = load_file(small / "b.safetensors")
+    save_file(data | {"out.new": torch.zeros(1)}, small / "b.safetensors")
+    edit(small, lambda s: s["tensors"].update({"out.new": {"compare": "exact"}}))
+    assert parity.main([str(small)]) == 4
+    assert "cannot compute out.new" in capsys.readouterr().err
+    content = (small / "b.safetensors").read_bytes()
+    (small / "b.safetensors").write_bytes(content[:-100])
+    assert parity.main([str(small)]) == 4
+    assert "no readable parity fixture" in capsys.readouterr().err
+    assert parity.main([str(tmp_path / "nothing")]) == 4
+    assert "no parity fixture there" in capsys.readouterr().err
 
 
-def test_loss_and_accuracies_of_a_given_logit_tensor_match(parity_data):
-    d = parity_data
-    logits, targets = d["aux.metrics.logits"], d["aux.metrics.targets"]
-    correct = logits.argmax(-1) == targets
-    close(token_nll(logits, targets).mean(), d["aux.metrics.wm_loss"])
-    close(correct.float().mean(), d["aux.metrics.acc_mean"])
-    close(tail_accuracy(correct, 4), d["aux.metrics.acc_tail"])
+def test_command_refuses_a_backend_that_cannot_run(small, capsys):
+    shutil.copy(small / "b.json", small / "c.json")  # without tensors of its own: not a fixture
+    assert parity.main([str(small), "--backend", "fast"]) == 4
+    assert "attention backend 'fast'" in capsys.readouterr().err
+
+
+def test_outputs_are_computed_without_reading_the_expected_ones(parity_policy, parity_spec, parity_data):
+    inputs = {n: t for n, t in parity_data.items() if parity_spec["tensors"][n]["compare"] == "input"}
+    out = compute_outputs(parity_policy, parity_spec, inputs, Sizes(4, 4), gradients=False)
+    missing = {n for n in set(parity_data) - set(inputs) if ".grad" not in n} - set(out)
+    assert missing == set()

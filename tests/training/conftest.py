@@ -1,9 +1,11 @@
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from rl.config import TrainingConfig
 from rl.training.parallel_utils import ParallelContext
+from tests.training import teacher_runs
 
 
 @pytest.fixture
@@ -12,3 +14,25 @@ def world() -> Iterator[ParallelContext]:
     context = ParallelContext.create(TrainingConfig(device="cpu"))
     yield context
     context.close()
+
+
+@pytest.fixture(scope="session")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer file of the debug preset."""
+    place = teacher_runs.once(
+        tmp_path_factory, "tokenizer", lambda p: teacher_runs.make_tokenizer(p / "debug.safetensors")
+    )
+    return place / "debug.safetensors"
+
+
+@pytest.fixture(scope="session")
+def straight_run(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Path:
+    """Run directory of six episodes, trained without interruption in a process of its own. Read only."""
+
+    def make(place: Path) -> None:
+        argv = teacher_runs.flags(tokenizer_path, place / "run", 6, "training.schedule_episodes=6")
+        code, output = teacher_runs.run_process(argv)
+        assert code == 0, output
+        (place / "console.txt").write_text(output)
+
+    return teacher_runs.once(tmp_path_factory, "straight", make) / "run"

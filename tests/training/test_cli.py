@@ -22,6 +22,8 @@ EXPECTED_FLAGS = {
     "gradient_accumulation_steps device seed debug print_config",
     "tokenizer": "auto_resume resume overwrite num_envs output_dir rl_config model_config accelerate_config "
     "mixed_precision device seed json debug print_config",
+    "plan": "num_envs rl_config model_config accelerate_config mixed_precision device seed json phase num_processes "
+    "debug print_config",
     "evaluate": "steps_per_episode num_envs rl_config model_config accelerate_config device seed json checkpoint phase "
     "episodes debug print_config",
 }

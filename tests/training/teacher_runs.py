@@ -1,0 +1,139 @@
+"""Whole teacher runs of the smallest size: in this process, in one of their own, made once for all test workers.
+
+As a program (`teacher_runs.py STOP_AFTER flags...`) it trains and sends itself SIGTERM after that many updates.
+"""
+
+import fcntl
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
+from f1_vla.tokenizer import MultiScaleVQVAE
+from f1_vla.tokenizer_io import save_tokenizer
+from rl import config as rl_config
+from rl.training import cli
+
+REPO = Path(__file__).resolve().parents[2]
+STEPS, BPTT, UPDATES, SCALES = 8, 3, 2, 3
+SETTINGS = {
+    "training.num_threads": 1, "training.steps_per_episode": STEPS, "training.bptt_length": BPTT,
+    "training.batch_size": 2, "training.warmup_updates": 4, "training.save_every": 3, "training.sample_save_every": 3,
+    "training.video_save_every": 3, "teacher.burn_in": 2, "teacher.updates_per_episode": UPDATES,
+    "environment.num_objects": 2,
+}  # fmt: skip
+
+
+def make_tokenizer(path: Path) -> None:
+    """A random tokenizer of the debug preset: trained weights would change no contract."""
+    torch.manual_seed(0)
+    save_tokenizer(MultiScaleVQVAE(rl_config.load_model("debug_test").tokenizer), path, {"seed": 0})
+
+
+def flags(tokenizer: Path, output_dir: Path, episodes: int, *extra: str) -> list[str]:
+    """Command line of one run; `extra` replaces settings of the same key."""
+    replaced = {e.split("=")[0] for e in extra}
+    settings = {"model.tokenizer_path": tokenizer, **SETTINGS}
+    overrides = [f"{k}={v}" for k, v in settings.items() if k not in replaced]
+    preset = [] if "--model_config" in extra else ["--model_config", "debug_test"]
+    place = ["--device", "cpu", "--output_dir", str(output_dir)]
+    return [*preset, *place, "--num_episodes", str(episodes), *overrides, *extra]
+
+
+def run_process(argv: list[str], module: str = "rl.training.train_teacher_rl") -> tuple[int, str]:
+    """Exit code and all output of `python -m module`."""
+    return _finish([sys.executable, "-m", module, *argv])
+
+
+def run_process_stopped_after(updates: int, argv: list[str]) -> tuple[int, str]:
+    return _finish([sys.executable, __file__, str(updates), *argv])
+
+
+def _finish(command: list[str]) -> tuple[int, str]:
+    env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout + done.stderr
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Gives back what a run changes in its process: signal handlers, logging, Accelerate's shared state."""
+    signals = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    for handler in handlers:
+        root.removeHandler(handler)
+    try:
+        yield
+    finally:
+        for s, handler in signals.items():
+            signal.signal(s, handler)
+        for handler in list(root.handlers):
+            root.removeHandler(handler)
+            handler.close()
+        for handler in handlers:
+            root.addHandler(handler)
+        root.setLevel(level)
+        for name in ("rl", "f1_vla", "kernels"):
+            logging.getLogger(name).setLevel(logging.NOTSET)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+        PartialState._reset_state()
+
+
+def run_here(main: Callable[[cli.Args], Any], argv: list[str], phase: str = "teacher") -> int:
+    """Exit code of the entry point in this process; pytest's capfd has its output."""
+    with undisturbed(), pytest.raises(SystemExit) as stop:
+        cli.run_main(phase, main, argv)
+    code = stop.value.code
+    assert isinstance(code, int)
+    return code
+
+
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Directory `name` that `make(directory)` fills; one for all workers of pytest-xdist, the first one makes it."""
+    base = factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    place, done = base / name, base / f"{name}.done"
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            place.mkdir()
+            make(place)
+            done.touch()
+    return place
+
+
+def parameters_equal(a: Path, b: Path) -> bool:
+    """model.pt of two checkpoints, bit for bit."""
+    first, second = (torch.load(c / "model.pt", weights_only=True) for c in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def train_and_stop(updates: int, argv: list[str]) -> None:
+    from rl.training.teacher_phase import TeacherPhase
+    from rl.training.train_teacher_rl import main
+
+    update = TeacherPhase.update
+
+    def counted(self: TeacherPhase, progress: float) -> dict[str, float]:
+        line = update(self, progress)
+        if self.updates == updates:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return line
+
+    TeacherPhase.update = counted  # type: ignore[method-assign]
+    cli.run_main("teacher", main, argv)
+
+
+if __name__ == "__main__":
+    train_and_stop(int(sys.argv[1]), sys.argv[2:])
