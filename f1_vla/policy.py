@@ -133,7 +133,9 @@ class F1Policy(nn.Module):
         """Camera tokens in order, then language: (B, T, Su, d) and validity (B, T, Su)."""
         features = batch.vision
         if features is None:
-            images = batch.require("images", "the understanding stream (neither vision nor images given)")
+            images = to_unit_float(
+                batch.require("images", "the understanding stream (neither vision nor images given)")
+            )
             features = self.vision.features(images.flatten(0, 2)).unflatten(0, images.shape[:3])
         cameras = self.vision.project(features)  # (B, T, N, P, d)
         B, T, _, P, d = cameras.shape

@@ -46,7 +46,7 @@ class BlockMask:
     k_block: Tensor
     q_valid: Tensor
     k_valid: Tensor
-    _cache: dict[object, object] = field(default_factory=dict, repr=False, compare=False)
+    _cache: dict[object, object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_ids("q_block", self.q_block)

@@ -75,9 +75,7 @@ def compile_kernel(
     fixed = constants(kind, tile, D, group, padded, options or Options())
     # Pointers, row and head strides are multiples of 16 at every real launch (D is), so the loads are wide.
     aligned = [i for i, p in enumerate(fn.params) if p.name.endswith("_ptr") or re.fullmatch("[qkv]_[blh]", p.name)]
-    source = ASTSource(
-        fn, types, constexprs=fixed, attrs={(i,): [["tt.divisibility", 16]] for i in aligned}
-    )
+    source = ASTSource(fn, types, constexprs=fixed, attrs={(i,): [["tt.divisibility", 16]] for i in aligned})
     compiled = triton.compile(
         source, target=GPUTarget("cuda", arch, 32), options={"num_warps": tile.warps, "num_stages": tile.stages}
     )

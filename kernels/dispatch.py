@@ -110,10 +110,15 @@ def choose(asked: str, kind: Kind) -> Choice:
     return Choice(asked, "asked for")
 
 
+def load(backend: str) -> Backend:
+    """The function behind a name, called without checks: (q, k, v, mask, scale)."""
+    return importlib.import_module(_MODULES[backend]).attention
+
+
 @lru_cache(maxsize=256)
 def _decide(asked: str, override: str | None, kind: Kind) -> str:
     choice = choose(override or asked, kind)
-    _run[choice.backend] = importlib.import_module(_MODULES[choice.backend]).attention
+    _run[choice.backend] = load(choice.backend)
     source = f"{OVERRIDE}={override}" if override else f"backend={asked}"
     logger.info("attention (%s): %s, %s: %s", kind, choice.backend, source, choice.reason)
     _decisions[str(kind)] = choice
@@ -173,10 +178,14 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> None:
         if t.ndim != 4:
             raise ValueError(f"attention: {name} must be (B, L, heads, D), got shape {shape(t)}")
         if t.dtype != q.dtype or t.device != q.device:
-            raise ValueError(f"attention: {name} is {t.dtype} on {t.device}, q is {q.dtype} on {q.device}; they must agree")
+            raise ValueError(
+                f"attention: {name} is {t.dtype} on {t.device}, q is {q.dtype} on {q.device}; they must agree"
+            )
     B, Lq, H, D = q.shape
     if k.shape != v.shape or k.shape[0] != B or k.shape[3] != D:
-        raise ValueError(f"attention: k {shape(k)} and v {shape(v)} do not fit q {shape(q)}; they must be (B, Lk, G, D)")
+        raise ValueError(
+            f"attention: k {shape(k)} and v {shape(v)} do not fit q {shape(q)}; they must be (B, Lk, G, D)"
+        )
     if k.shape[2] == 0 or H % k.shape[2]:
         raise ValueError(f"attention: {H} heads of q are not a multiple of the {k.shape[2]} heads of k and v")
     if D > 256:

@@ -13,7 +13,7 @@ MAX_RELATIVE_ERROR = 7.5e-5
 
 
 def remez(degree: int = 3, rounds: int = 20) -> np.ndarray:
-    """float64 coefficients (degree + 1), lowest first, of the polynomial whose relative error to 2^f equi-oscillates."""
+    """float64 coefficients (degree + 1), lowest first, of the polynomial whose relative error equi-oscillates."""
     n = degree + 2
     points = 0.5 * np.cos(np.pi * np.arange(n) / (n - 1))[::-1]  # Chebyshev extrema
     grid = np.linspace(-0.5, 0.5, 20001)

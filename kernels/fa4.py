@@ -15,7 +15,10 @@ from torch import Tensor
 from kernels.block_mask import BlockMask
 
 PACKAGES = {"flash_attn.cute": "flash-attn-4", "cutlass": "nvidia-cutlass-dsl"}
-BLOCK = (128, 64)  # query tokens x keys of a tile: the one size valid for forward and backward at head size 256 on sm_90
+BLOCK = (
+    128,
+    64,
+)  # query tokens x keys of a tile: the one size valid for forward and backward at head size 256 on sm_90
 
 
 def missing_packages() -> list[str]:
@@ -113,9 +116,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) ->
 
     sparse: dict[str, Any] = {}
     if torch.cuda.get_device_capability(q.device)[0] >= 9:  # older kernels accept the lists and ignore them
-        for name, lists in zip(
-            ("block_sparse_tensors", "block_sparse_tensors_bwd"), tile_lists(mask, B), strict=True
-        ):
+        for name, lists in zip(("block_sparse_tensors", "block_sparse_tensors_bwd"), tile_lists(mask, B), strict=True):
             sparse[name] = BlockSparseTensorsTorch(*lists, block_size=BLOCK)
     out, _ = flash_attn_func(
         *(t.contiguous() for t in (q, k, v)),

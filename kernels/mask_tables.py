@@ -17,7 +17,7 @@ class KeyTables:
     """end int32 (B, Lq): keys before it have a block id at or below the query's. alive, valid: uint8 (B, Lq / Lk).
 
     tiles int32 (B, N): tiles that hold a valid key, in order, then rubbish. rank int32 (B, N + 1): how many of those
-    lie before tile n, so tiles a..b of the sequence are entries rank[a]..rank[b] of the list. Both unused unless padded.
+    lie before tile n, so tiles a..b of the sequence are entries rank[a]..rank[b] of the list. Unused unless padded.
     """
 
     end: Tensor

@@ -44,6 +44,11 @@ def refusal(device: torch.device, capability: int | None, dtype: torch.dtype, D:
     return None if D <= 256 else f"head size {D} is above 256"
 
 
+def _key_tables(tables: list[Tensor], padded: bool) -> KeyTables:
+    end, alive, valid, tiles, rank = tables
+    return KeyTables(end, alive, valid, tiles, rank, padded)
+
+
 @torch.library.custom_op("f1_kernels::attention_forward", mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, tables: list[Tensor], padded: bool, scale: float, tiles: list[int],
@@ -52,7 +57,7 @@ def _forward(
     """tables: KeyTables for the forward tile (5), KeyTables tiles and rank for the dq tile (2), RowTables (2).
     tiles: forward, dkdv and dq as m, n, warps, stages each."""
     options = Options(poly_exp2, rescale_threshold, pack, poison)
-    keys = KeyTables(*tables[:5], padded)
+    keys = _key_tables(tables[:5], padded)
     return triton_forward.forward(q, k, v, keys, scale, Tile(*tiles[:4]), options)
 
 
@@ -106,7 +111,7 @@ def _decode(
     poly_exp2: bool, rescale_threshold: float, pack: bool, poison: bool, splits: int,
 ) -> Tensor:  # fmt: skip
     options = Options(poly_exp2, rescale_threshold, pack, poison)
-    return triton_decode.decode(q, k, v, KeyTables(*tables, padded), scale, Tile(*tile), splits, options)
+    return triton_decode.decode(q, k, v, _key_tables(tables, padded), scale, Tile(*tile), splits, options)
 
 
 @_decode.register_fake
@@ -118,9 +123,7 @@ def _contiguous_heads(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
-def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float, options: Options | None = None
-) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float, options: Options | None = None) -> Tensor:
     """q (B, Lq, H, D), k and v (B, Lk, G, D) -> (B, Lq, H, D). What padded keys and dead queries hold is never read."""
     options = options or Options()
     q, k, v = map(_contiguous_heads, (q, k, v))

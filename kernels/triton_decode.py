@@ -47,21 +47,23 @@ def _split_kernel(
     middle = tl.minimum(tl.maximum(full, lo), hi)
     acc = tl.zeros([BM, DP], tl.float32)
     m = tl.full([BM], float("-inf"), tl.float32)
-    l = tl.zeros([BM], tl.float32)
+    total = tl.zeros([BM], tl.float32)
     kb = k_ptr + b * k_b + (head0 // GROUP) * k_h
     vb = v_ptr + b * v_b + (head0 // GROUP) * v_h
     val = valid_ptr + b * valid_b
     til = tile_ptr + b * tile_b
-    acc, m, l = attend(acc, m, l, q, kb, vb, k_l, v_l, end, val, til, lo, middle, Lk, scale_log2,
+    acc, m, total = attend(acc, m, total, q, kb, vb, k_l, v_l, end, val, til, lo, middle, Lk, scale_log2,
                        D, DP, BN, False, PADDED, POLY, THRESHOLD, PRECISION)  # fmt: skip
-    acc, m, l = attend(acc, m, l, q, kb, vb, k_l, v_l, end, val, til, middle, hi, Lk, scale_log2,
+    acc, m, total = attend(acc, m, total, q, kb, vb, k_l, v_l, end, val, til, middle, hi, Lk, scale_log2,
                        D, DP, BN, True, PADDED, POLY, THRESHOLD, PRECISION)  # fmt: skip
-    some = l > 0
-    safe = tl.where(some, l, 1.0)
+    some = total > 0
+    safe = tl.where(some, total, 1.0)
     base = (split * B + b) * Lq * H
     at = token * H + head
     tl.store(lse_ptr + base + at, tl.where(some, m + tl.log2(safe), float("-inf")), mask=row_ok)
-    tl.store(part_ptr + base * D + at[:, None] * D + d[None, :], acc / safe[:, None], mask=row_ok[:, None] & (d[None, :] < D))
+    tl.store(
+        part_ptr + base * D + at[:, None] * D + d[None, :], acc / safe[:, None], mask=row_ok[:, None] & (d[None, :] < D)
+    )
 
 
 @triton.jit

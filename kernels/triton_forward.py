@@ -19,7 +19,7 @@ C0, C1, C2, C3 = (tl.constexpr(c) for c in COEFFICIENTS)
 
 @triton.jit
 def exp2(x, POLY: tl.constexpr):
-    """2^x for x <= 8. POLY: cubic on the ordinary units (relative error 7.5e-5, 0 below 2^-126), else the hardware's."""
+    """2^x for x <= 8. POLY: cubic on the ordinary units (relative error 7.5e-5), else the hardware's."""
     if POLY:
         # Adding 1.5 * 2^23 rounds to an integer and leaves it in the low mantissa bits.
         shifted = tl.maximum(x, -127.0) + 12582912.0
@@ -45,7 +45,7 @@ def load_keys(base, n, stride, d, Lk, key_ok, D: tl.constexpr, DP: tl.constexpr,
 
 @triton.jit
 def attend(
-    acc, m, l, q, k_base, v_base, k_stride, v_stride, end, valid_ptr, tile_ptr, lo, hi, Lk, scale_log2,
+    acc, m, total, q, k_base, v_base, k_stride, v_stride, end, valid_ptr, tile_ptr, lo, hi, Lk, scale_log2,
     D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr,
     POLY: tl.constexpr, THRESHOLD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -73,7 +73,7 @@ def attend(
         m_safe = tl.where(m_new == float("-inf"), 0.0, m_new)
         alpha = tl.exp2(m - m_safe)
         p = exp2(s - m_safe[:, None], POLY)
-        l = l * alpha + tl.sum(p, 1)
+        total = total * alpha + tl.sum(p, 1)
         if THRESHOLD > 0:
             if tl.min(alpha, 0) < 1.0:
                 acc = acc * alpha[:, None]
@@ -82,7 +82,7 @@ def attend(
         v = load_keys(v_base, n, v_stride, d, Lk, key_ok, D, DP, MASKED or PADDED)
         acc = tl.dot(p.to(v.dtype), v, acc, input_precision=PRECISION)
         m = m_new
-    return acc, m, l
+    return acc, m, total
 
 
 @triton.jit
@@ -115,18 +115,18 @@ def _forward_kernel(
         stop = tl.load(rank_ptr + b * rank_b + stop)
     acc = tl.zeros([BM, DP], tl.float32)
     m = tl.full([BM], float("-inf"), tl.float32)
-    l = tl.zeros([BM], tl.float32)
+    total = tl.zeros([BM], tl.float32)
     kb = k_ptr + b * k_b + (head0 // GROUP) * k_h
     vb = v_ptr + b * v_b + (head0 // GROUP) * v_h
     val = valid_ptr + b * valid_b
     til = tile_ptr + b * tile_b
-    acc, m, l = attend(acc, m, l, q, kb, vb, k_l, v_l, end, val, til, 0, full, Lk, scale_log2,
+    acc, m, total = attend(acc, m, total, q, kb, vb, k_l, v_l, end, val, til, 0, full, Lk, scale_log2,
                        D, DP, BN, False, PADDED, POLY, THRESHOLD, PRECISION)  # fmt: skip
-    acc, m, l = attend(acc, m, l, q, kb, vb, k_l, v_l, end, val, til, full, stop, Lk, scale_log2,
+    acc, m, total = attend(acc, m, total, q, kb, vb, k_l, v_l, end, val, til, full, stop, Lk, scale_log2,
                        D, DP, BN, True, PADDED, POLY, THRESHOLD, PRECISION)  # fmt: skip
-    out = tl.where(alive[:, None], acc / tl.where(alive, l, 1.0)[:, None], 0.0)
+    out = tl.where(alive[:, None], acc / tl.where(alive, total, 1.0)[:, None], 0.0)
     # +inf in rows that see nothing makes exp2(s - lse) zero in the backward pass.
-    lse = tl.where(alive, m + tl.log2(tl.where(alive, l, 1.0)), float("inf"))
+    lse = tl.where(alive, m + tl.log2(tl.where(alive, total, 1.0)), float("inf"))
     # 64-bit arithmetic on the scalar base only: offsets of a whole tile in 64 bits would spill.
     at = token * H + head
     tl.store(lse_ptr + b * Lq * H + at, lse, mask=row_ok)

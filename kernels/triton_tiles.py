@@ -37,25 +37,29 @@ class Options:
     poison: bool = False
 
 
-# architecture -> padded head size -> kind
+def _row(*tiles: tuple[int, int, int, int]) -> dict[str, Tile]:
+    return {kind: Tile(*t) for kind, t in zip(KINDS, tiles, strict=True)}
+
+
+# architecture -> padded head size -> forward, dkdv, dq, decode as m, n, warps, stages
 _TABLE: dict[int, dict[int, dict[str, Tile]]] = {
     80: {
-        32: {"forward": Tile(64, 64, 4, 3), "dkdv": Tile(64, 64, 4, 2), "dq": Tile(64, 64, 4, 2), "decode": Tile(64, 64, 4, 3)},
-        64: {"forward": Tile(128, 64, 8, 3), "dkdv": Tile(64, 64, 8, 2), "dq": Tile(64, 64, 8, 2), "decode": Tile(64, 64, 4, 3)},
-        128: {"forward": Tile(64, 64, 8, 3), "dkdv": Tile(32, 64, 8, 2), "dq": Tile(64, 64, 8, 2), "decode": Tile(64, 64, 8, 2)},
-        256: {"forward": Tile(64, 32, 8, 3), "dkdv": Tile(32, 32, 8, 2), "dq": Tile(64, 32, 8, 2), "decode": Tile(64, 32, 8, 3)},
+        32: _row((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3)),
+        64: _row((128, 64, 8, 3), (64, 64, 8, 2), (64, 64, 8, 2), (64, 64, 4, 3)),
+        128: _row((64, 64, 8, 3), (32, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2)),
+        256: _row((64, 32, 8, 3), (32, 32, 8, 2), (64, 32, 8, 2), (64, 32, 8, 3)),
     },
     89: {
-        32: {"forward": Tile(64, 64, 4, 3), "dkdv": Tile(64, 64, 4, 2), "dq": Tile(64, 64, 4, 2), "decode": Tile(64, 64, 4, 3)},
-        64: {"forward": Tile(128, 64, 8, 2), "dkdv": Tile(64, 64, 8, 2), "dq": Tile(64, 64, 8, 2), "decode": Tile(64, 64, 4, 2)},
-        128: {"forward": Tile(64, 32, 8, 2), "dkdv": Tile(32, 64, 8, 2), "dq": Tile(64, 32, 8, 2), "decode": Tile(64, 32, 8, 2)},
-        256: {"forward": Tile(64, 32, 8, 2), "dkdv": Tile(32, 32, 8, 2), "dq": Tile(32, 32, 4, 2), "decode": Tile(64, 32, 8, 2)},
+        32: _row((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3)),
+        64: _row((128, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2)),
+        128: _row((64, 32, 8, 2), (32, 64, 8, 2), (64, 32, 8, 2), (64, 32, 8, 2)),
+        256: _row((64, 32, 8, 2), (32, 32, 8, 2), (32, 32, 4, 2), (64, 32, 8, 2)),
     },
     90: {
-        32: {"forward": Tile(64, 64, 4, 3), "dkdv": Tile(64, 64, 4, 2), "dq": Tile(64, 64, 4, 2), "decode": Tile(64, 64, 4, 3)},
-        64: {"forward": Tile(128, 128, 8, 3), "dkdv": Tile(64, 64, 8, 2), "dq": Tile(128, 64, 8, 2), "decode": Tile(64, 64, 4, 3)},
-        128: {"forward": Tile(128, 64, 8, 3), "dkdv": Tile(64, 64, 8, 2), "dq": Tile(128, 64, 8, 2), "decode": Tile(64, 64, 4, 2)},
-        256: {"forward": Tile(128, 32, 8, 3), "dkdv": Tile(32, 64, 8, 2), "dq": Tile(128, 32, 8, 2), "decode": Tile(64, 64, 8, 2)},
+        32: _row((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 3)),
+        64: _row((128, 128, 8, 3), (64, 64, 8, 2), (128, 64, 8, 2), (64, 64, 4, 3)),
+        128: _row((128, 64, 8, 3), (64, 64, 8, 2), (128, 64, 8, 2), (64, 64, 4, 2)),
+        256: _row((128, 32, 8, 3), (32, 64, 8, 2), (128, 32, 8, 2), (64, 64, 8, 2)),
     },
 }  # fmt: skip
 

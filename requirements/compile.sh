@@ -12,7 +12,7 @@ trap 'rm -rf "$work"' EXIT
 cd "$here" # so that the lock names core.in without a path
 # Pins of the existing lock are kept where they still satisfy core.in; delete the lock to move everything.
 CUSTOM_COMPILE_COMMAND="bash requirements/compile.sh" "$work/venv/bin/pip-compile" --quiet --generate-hashes --strip-extras \
-    --unsafe-package torch --unsafe-package triton --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
+    --unsafe-package torch --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
     --output-file "lock-$tag.txt" core.in
 # What comes with torch is left out like torch: the CUDA libraries of its GPU builds, and pip-compile's remark about it.
 awk '/^# WARNING: The following packages were not pinned/ { exit }

@@ -164,7 +164,7 @@ def test_an_unknown_preset_names_the_presets() -> None:
     [
         ("tokenizer.image_size=96", "must equal last scale"),
         ("tokenizer.scales=[2,4,8]", "start at 1"),
-        ("trunk.num_kv_heads=2", "must be a multiple"),
+        ("trunk.num_kv_heads=7", "must be a multiple"),
         ("n_obs_img_steps=3", "temporal_conv_kernel_size"),
         ("trunk.num_head=4", "did you mean 'trunk.num_heads'"),
     ],

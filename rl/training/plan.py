@@ -88,6 +88,9 @@ def activation_bytes(cfg: Config, arch: F1Config, backend: str) -> int:
         layer += t.num_heads * length * length * element  # attention weights
     predicted = streams["gen"] - arch.tokenizer.num_tokens + 1
     logits = predicted * arch.tokenizer.vocab_size * 4 * 2  # and their log-softmax
+    if arch.world_model.latent_head:  # its feature maps, and its prior for the logits
+        w, side = arch.world_model, arch.tokenizer.scales[-1]
+        logits += (8 * w.latent_head_blocks + 4) * w.latent_head_width * side**2 * 4 + logits
     B, T = cfg.training.batch_size, cfg.training.bptt_length
     if not t.gradient_checkpointing:
         return B * T * (t.num_layers * layer + logits)

@@ -163,6 +163,8 @@ def test_bfloat16_base_keeps_projections_memory_and_tokenizer_in_float32(parity_
     assert policy.trunk.und.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
     kept = (policy.memory.in_proj, policy.world_model.out_proj, policy.flow.state_proj, policy.tokenizer.quant_conv)
     assert {m.weight.dtype for m in kept} == {torch.float32}
+    features = policy.encode_frames(torch.rand(1, 3, 64, 64), torch.rand(1, 2, 3, 28, 28))  # outside of autocast
+    assert features.vision.isfinite().all() and features.latents.dtype == torch.float32
     config = lora_config(policy, Role.world_model, 2, 4, 0.0, ["q_proj"])
     added = add_lora(policy, Role.world_model, config)
     assert {policy.get_parameter(n).dtype for n in added} == {torch.float32}

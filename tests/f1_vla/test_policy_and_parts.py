@@ -228,6 +228,25 @@ def test_pictures_of_the_wrong_layout_are_refused():
         to_unit_float(torch.zeros(2, 8, 8, 3))
 
 
+@pytest.mark.parametrize(
+    ("pictures", "message"),
+    [
+        (torch.full((1, 3, 8, 8), 255.0), r"lie in \[255, 255\]; divide 0\.\.255 by 255"),
+        (torch.full((1, 3, 8, 8), -1.0), r"map \[-1, 1\] with"),
+        (torch.full((1, 3, 8, 8), float("nan")), "must lie in"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "got torch.int64"),
+    ],
+)
+def test_pictures_of_the_wrong_range_or_dtype_are_refused_with_the_remedy(
+    debug_policy, debug_config, make_batch, pictures, message
+):
+    with pytest.raises(ValueError, match=message):
+        debug_policy.encode_frames(pictures)
+    images = pictures.expand(2, 3, 2, 3, 8, 8)
+    with pytest.raises(ValueError, match=message):
+        debug_policy.und_inputs(dataclasses.replace(make_batch(debug_config), vision=None, images=images))
+
+
 def test_byte_tokenizer_shifts_bytes_appends_a_newline_pads_and_cuts():
     ids, valid = ByteTokenizer(5, 512)(["ab", "abcdefg"])
     assert ids.tolist() == [[100, 101, 13, 0, 0], [100, 101, 102, 103, 104]]

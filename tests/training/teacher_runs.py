@@ -22,6 +22,8 @@ from f1_vla.tokenizer import MultiScaleVQVAE
 from f1_vla.tokenizer_io import save_tokenizer
 from rl import config as rl_config
 from rl.training import cli
+from rl.training.teacher_phase import TeacherPhase
+from rl.training.train_teacher_rl import main
 
 REPO = Path(__file__).resolve().parents[2]
 STEPS, BPTT, UPDATES, SCALES = 8, 3, 2, 3
@@ -90,10 +92,10 @@ def undisturbed() -> Iterator[None]:
         PartialState._reset_state()
 
 
-def run_here(main: Callable[[cli.Args], Any], argv: list[str], phase: str = "teacher") -> int:
+def run_here(entry: Callable[[cli.Args], Any], argv: list[str], phase: str = "teacher") -> int:
     """Exit code of the entry point in this process; pytest's capfd has its output."""
     with undisturbed(), pytest.raises(SystemExit) as stop:
-        cli.run_main(phase, main, argv)
+        cli.run_main(phase, entry, argv)
     code = stop.value.code
     assert isinstance(code, int)
     return code
@@ -119,10 +121,9 @@ def parameters_equal(a: Path, b: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
 
 
-def train_and_stop(updates: int, argv: list[str]) -> None:
-    from rl.training.teacher_phase import TeacherPhase
-    from rl.training.train_teacher_rl import main
-
+@contextmanager
+def sigterm_after(updates: int) -> Iterator[None]:
+    """A teacher in this process sends itself SIGTERM at the end of that update."""
     update = TeacherPhase.update
 
     def counted(self: TeacherPhase, progress: float) -> dict[str, float]:
@@ -132,8 +133,12 @@ def train_and_stop(updates: int, argv: list[str]) -> None:
         return line
 
     TeacherPhase.update = counted  # type: ignore[method-assign]
-    cli.run_main("teacher", main, argv)
+    try:
+        yield
+    finally:
+        TeacherPhase.update = update  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
-    train_and_stop(int(sys.argv[1]), sys.argv[2:])
+    with sigterm_after(int(sys.argv[1])):
+        cli.run_main("teacher", main, sys.argv[2:])

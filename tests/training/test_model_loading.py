@@ -9,13 +9,22 @@ from f1_vla import weights
 from f1_vla.builders import build_policy
 from f1_vla.config import F1Config, TokenizerConfig
 from f1_vla.loading import load_policy
+from f1_vla.lora import Role
 from f1_vla.tokenizer import MultiScaleVQVAE
 from f1_vla.tokenizer_io import save_tokenizer
+from f1_vla.trainable import part_of
 from rl import config as rl_config
 from rl.config import Config, LoraConfig, LoraMode, MixedPrecision
 from rl.training import model_setup
 from rl.training.model_loading import load_f1_policy
-from rl.training.model_setup import build_base, check_model_files, uses_lora
+from rl.training.model_setup import (
+    build_base,
+    check_model_files,
+    freeze_for_world_model,
+    inject_adapter,
+    uses_lora,
+)
+from rl.training.plan import random_batch
 
 
 def small_public() -> F1Config:
@@ -129,3 +138,19 @@ def test_adapters_are_on_by_default_exactly_when_a_checkpoint_is_loaded(mode, ch
     cfg = Config()
     cfg.model.lora.mode, cfg.model.checkpoint_path = LoraMode(mode), checkpoint
     assert uses_lora(cfg) is expected
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_every_parameter_that_trains_beside_a_released_base_gets_a_gradient(released, steps):
+    cfg, arch = run_config(released, batch_size=2, bptt_length=steps), small_public()
+    policy = build_base(cfg, arch, "cpu")
+    freeze_for_world_model(policy, cfg.teacher.freeze, lora=True)
+    inject_adapter(policy, cfg, Role.world_model)
+    trained = {n for n, p in policy.named_parameters() if p.requires_grad}
+    assert {part_of(n) for n in trained} == {
+        "und expert", "gen expert", "action and state conditioning", "world-model embeddings and head", "memory",
+    }  # fmt: skip
+    assert all(".lora_" in n for n in trained if n.startswith("trunk."))
+    batch = random_batch(cfg, arch, torch.device("cpu"))
+    policy(batch, mode="world_model_window", initial_memory_state=policy.initial_memory_state(2))["loss"].backward()
+    assert {n for n, p in policy.named_parameters() if p.grad is not None} == trained

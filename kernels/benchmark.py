@@ -1,0 +1,216 @@
+"""Every attention backend of this machine on the same inputs: `python -m kernels.benchmark --json FILE --plot FILE`.
+
+Times are medians over interleaved rounds of one process; ratios compare medians of that run. TFLOP/s count useful work
+only: visible pairs of query and key, 4 D H a pair forward and 10 D H backward, whatever a kernel really computes.
+Baselines: `eager` is the published model's attention, `dense` is SDPA with a dense mask.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels import dispatch, eager, sdpa
+from kernels.block_mask import BlockMask
+
+PEAK = {90: 788.0}  # measured bfloat16 matrix product, TFLOP/s, by capability (H200); the floor's denominator
+BASELINES = ("eager", "dense", "flex", "fa4")
+# Published for an RTX 4070 Ti by the project this one replaces; what was timed there is not known.
+OLD_TABLE = {128: (0.45, 2.5), 256: (0.85, 2.3), 512: (1.50, 2.1), 1024: (3.20, 1.9)}  # ms, speed-up over standard
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape. grad: forward plus backward is timed too."""
+
+    name: str
+    mask: BlockMask
+    batch: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    grad: bool
+
+
+def cases(device: str, batches: list[int], quick: bool) -> list[Case]:
+    """The model's training and decode shapes and small diffusion transformers."""
+    train = BlockMask.next_scale(1495, (1, 2, 3, 4, 5, 6, 8, 10, 13, 16), (1, 50), device=device)  # 2,226 tokens
+    prefix = BlockMask.from_lengths([2175], device=device)
+    decode = BlockMask.suffix(prefix.k_block, prefix.k_valid, (1, 50))
+    found = [Case(f"training 2226 B{b}", train, b, 8, 1, 256, True) for b in batches]
+    found += [Case(f"decode 51 x 2226 B{b}", decode, b, 8, 1, 256, False) for b in (1, 8)]
+    for D, H in ((64, 2), (32, 4)):
+        for L in OLD_TABLE:
+            if not quick or D == 32:
+                found.append(
+                    Case(f"transformer {L} D{D}", BlockMask.from_lengths([L], device=device), 1, H, H, D, True)
+                )
+    return found
+
+
+def dense(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> Tensor:
+    """SDPA with the dense boolean mask."""
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    seen = mask.visible()[:, None]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    ).transpose(1, 2)
+
+
+def contenders(case: Case, device: str, dtype: torch.dtype, training: bool) -> dict[str, dispatch.Backend]:
+    """Baselines and every backend that can run the case."""
+    kind = dispatch.kind_of(device, dtype, case.head_dim, training=training, queries=case.mask.shape[0])
+    runs: dict[str, dispatch.Backend] = {"eager": eager.attention, "dense": dense}
+    for name in dispatch.BACKENDS:
+        # Uncompiled FlexAttention on CPU is a check, not a contender.
+        if dispatch.refusal(name, kind) is None and not (name == "flex" and device == "cpu"):
+            runs[name] = dispatch.load(name)
+    return runs
+
+
+def clock(call: Callable[[], None], device: str) -> float:
+    """Seconds of one call; on CUDA by events, with the L2 cache flushed before."""
+    if device == "cpu":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    torch.empty(64 * 1024 * 1024, dtype=torch.float32, device=device).zero_()
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return begin.elapsed_time(end) / 1000
+
+
+def measure(case: Case, backward: bool, device: str, dtype: torch.dtype, rounds: int, seed: int) -> dict[str, Any]:
+    """Milliseconds (median, fastest, slowest), useful TFLOP/s and ratios of every contender."""
+    g = torch.Generator().manual_seed(seed)
+    Lq, Lk = case.mask.shape
+    shapes = ((Lq, case.heads), (Lk, case.kv_heads), (Lk, case.kv_heads), (Lq, case.heads))
+    q, k, v, dout = (torch.randn(case.batch, n, h, case.head_dim, generator=g).to(device, dtype) for n, h in shapes)
+    scale = case.head_dim**-0.5
+
+    def call(run: dispatch.Backend) -> Callable[[], None]:
+        def once() -> None:
+            if not backward:
+                with torch.no_grad():
+                    run(q, k, v, case.mask, scale)
+                return
+            x = [t.detach().requires_grad_() for t in (q, k, v)]
+            run(x[0], x[1], x[2], case.mask, scale).backward(dout)
+
+        return once
+
+    calls = {name: call(run) for name, run in contenders(case, device, dtype, backward).items()}
+    first = {name: clock(c, device) for name, c in calls.items()}  # compiles, and builds what masks keep
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, c in calls.items():
+            times[name].append(clock(c, device))
+    median = {name: statistics.median(t) for name, t in times.items()}
+    kind = dispatch.kind_of(device, dtype, case.head_dim, training=backward, queries=Lq)
+    auto = dispatch.choose("auto", kind).backend
+    flops = case.mask.visible_pairs(case.batch) * case.heads * case.head_dim * (14 if backward else 4)
+    peak = PEAK.get(kind.capability or 0)
+    best = min(median[b] for b in dispatch.BACKENDS if b in median)
+    rows = {
+        name: {
+            "ms": 1e3 * median[name], "ms_min": 1e3 * min(t), "ms_max": 1e3 * max(t), "first_call_s": first[name],
+            "useful_tflops": flops / median[name] / 1e12,
+            "fraction_of_peak": flops / median[name] / 1e12 / peak if peak else None,
+            "times_faster_than": {b: median[b] / median[name] for b in BASELINES if b in median},
+        }
+        for name, t in times.items()
+    }  # fmt: skip
+    return {"case": case.name, "pass": "forward+backward" if backward else "forward", "auto": auto,
+            "auto_over_best": median[auto] / best, "sdpa_plan": sdpa.describe(case.mask), "rows": rows}  # fmt: skip
+
+
+def show(r: dict[str, Any]) -> str:
+    lines = [
+        f"{r['case']}, {r['pass']}: auto = {r['auto']}, {r['auto_over_best']:.2f} x the best; sdpa: {r['sdpa_plan']}"
+    ]
+    for name, x in r["rows"].items():
+        ratios = ", ".join(f"{v:.2f} x {b}" for b, v in x["times_faster_than"].items())
+        lines.append(f"  {name:10}{x['ms']:10.3f} ms{x['useful_tflops']:9.3f} useful TFLOP/s   speed: {ratios}")
+    return "\n".join(lines)
+
+
+def old_table(results: list[dict[str, Any]]) -> str:
+    """Speed-up of `auto` over standard (eager) attention beside the one once published, whose method is not known."""
+    lines = ["length  then: ms, speed-up   here, forward: ms, speed-up over eager (auto)"]
+    for length, (ms, ratio) in OLD_TABLE.items():
+        for r in results:
+            if r["case"] == f"transformer {length} D32" and r["pass"] == "forward":
+                x = r["rows"][r["auto"]]
+                now = f"{x['ms']:8.3f}  {x['times_faster_than']['eager']:.1f}"
+                lines.append(f"{length:6}  {ms:8.2f}  {ratio:.1f}           {now}")
+    return "\n".join(lines)
+
+
+def plot(results: list[dict[str, Any]], file: Path) -> None:
+    """Bars: speed over eager attention, a group a case."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(n for r in results for n in r["rows"]))
+    figure, axes = plt.subplots(figsize=(10, 0.35 * len(results) * len(names) / 2 + 2), layout="constrained")
+    height = 0.8 / len(names)
+    for i, name in enumerate(names):
+        at = [y + i * height for y, r in enumerate(results) if name in r["rows"]]
+        speed = [r["rows"][name]["times_faster_than"]["eager"] for r in results if name in r["rows"]]
+        axes.barh(at, speed, height, label=name)
+    axes.set_yticks([y + 0.4 for y in range(len(results))], [f"{r['case']}, {r['pass']}" for r in results])
+    axes.invert_yaxis()
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("times faster than the published eager attention (same run)")
+    axes.legend()
+    figure.savefig(file, dpi=120)
+
+
+def main(argv: list[str] | None = None) -> int:
+    cuda = torch.cuda.is_available()
+    parser = argparse.ArgumentParser(prog="python -m kernels.benchmark", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--device", default="cuda" if cuda else "cpu")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16" if cuda else "float32"
+    )
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16] if cuda else [1])
+    parser.add_argument("--rounds", type=int, default=50 if cuda else 5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quick", action="store_true", help="leave out head size 64 of the small transformers")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args(argv)
+    dtype = getattr(torch, args.dtype)
+    results = []
+    for case in cases(args.device, args.batches, args.quick):
+        for backward in (False, True) if case.grad else (False,):
+            rounds = args.rounds if case.mask.shape[1] > 2000 or args.device != "cpu" else 5 * args.rounds
+            results.append(measure(case, backward, args.device, dtype, rounds, args.seed))
+            print(show(results[-1]), flush=True)
+    print(old_table(results))
+    machine = torch.cuda.get_device_name() if cuda and args.device != "cpu" else platform.machine()
+    report = {"device": args.device, "machine": machine, "threads": torch.get_num_threads(), "dtype": args.dtype,
+              "torch": torch.__version__, "seed": args.seed, "rounds": args.rounds, "results": results}  # fmt: skip
+    if args.json:
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if args.plot:
+        plot(results, args.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

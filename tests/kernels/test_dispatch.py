@@ -1,0 +1,146 @@
+"""Which backend takes which calls, and what is refused."""
+
+import logging
+
+import pytest
+import torch
+
+import kernels
+from kernels import BlockMask, dispatch, fa4, sdpa
+
+CPU = torch.device("cpu")
+
+
+def kind(capability=None, dtype=torch.bfloat16, head_dim=256, training=True, decode=False):
+    device = CPU if capability is None else torch.device("cuda")
+    return dispatch.Kind(device, capability, dtype, head_dim, training, decode)
+
+
+@pytest.mark.parametrize(
+    ("call", "backend"),
+    [
+        (kind(dtype=torch.float32), "sdpa"),
+        (kind(dtype=torch.float64), "sdpa"),
+        (kind(dtype=torch.bfloat16), "reference"),
+        (kind(dtype=torch.float32, training=False, decode=True), "reference"),
+        (kind(90), "sdpa"),
+        (kind(89, training=False, decode=True), "sdpa"),
+    ],
+)
+def test_auto_table(call, backend):
+    assert dispatch.choose("auto", call).backend == backend
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (kind(90, dtype=torch.float32), "dtype float32, it takes bfloat16 or float16"),
+        (kind(89), "architecture sm_89 has no backward"),
+        (kind(89, training=False), "head size 256 does not fit the shared memory of sm_89"),
+        (kind(75), "architecture sm_75, it needs sm_80"),
+        (kind(90, head_dim=100), "head size 100, it takes multiples of 8"),
+        (kind(), "needs a CUDA device, the tensors are on cpu"),
+    ],
+)
+def test_fa4_says_which_architecture_dtype_or_size_is_missing(monkeypatch, call, reason):
+    monkeypatch.setattr(fa4, "missing_packages", list)
+    assert reason in dispatch.refusal("fa4", call)
+    monkeypatch.setattr(fa4, "missing_packages", lambda: ["flash-attn-4"])
+    assert dispatch.refusal("fa4", call).endswith("package flash-attn-4 is not installed")
+
+
+def test_fa4_on_a_hopper_gpu_with_the_package_is_not_refused(monkeypatch):
+    monkeypatch.setattr(fa4, "missing_packages", list)
+    assert dispatch.refusal("fa4", kind(90)) is None
+
+
+def test_decision_is_logged_once_with_its_reason_and_recorded(caplog):
+    q = torch.zeros(1, 3, 1, 8)
+    dispatch._decide.cache_clear()
+    with caplog.at_level(logging.INFO, logger="kernels.dispatch"):
+        for _ in range(3):
+            kernels.attention(q, q, q, BlockMask.from_lengths([3]))
+    assert len(caplog.messages) == 1 and "reference, backend=auto: on CPU" in caplog.messages[0]
+    assert kernels.decisions()["decode, cpu, float32, head size 8"].backend == "reference"
+
+
+def test_the_environment_overrides_the_configuration(monkeypatch):
+    monkeypatch.setenv(dispatch.OVERRIDE, "sdpa")
+    assert kernels.choose_backend("reference", "cpu") == "sdpa"
+    monkeypatch.setenv(dispatch.OVERRIDE, "fast")
+    with pytest.raises(ValueError, match="backend='fast' is unknown; use auto, reference"):
+        kernels.choose_backend("auto", "cpu")
+
+
+def test_names_are_checked_when_a_model_is_built():
+    assert kernels.choose_backend("auto", "cpu") == "reference"
+    assert kernels.choose_backend("auto", "cpu", torch.float32, 64) == "auto"
+    with pytest.raises(ValueError, match=r"'fa4' cannot run here .*use auto, reference, sdpa"):
+        kernels.choose_backend("fa4", "cpu")
+    with pytest.raises(ValueError, match="unknown"):
+        kernels.choose_backend("flash", "cpu")
+
+
+def test_flex_refuses_gradients_on_cpu():
+    q = torch.zeros(1, 3, 1, 16, requires_grad=True)
+    with pytest.raises(ValueError, match="no backward on CPU; use auto, reference, sdpa"):
+        kernels.attention(q, q, q, BlockMask.from_lengths([3]), backend="flex")
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    mask = BlockMask.from_lengths([3])
+    q = torch.randn(1, 3, 3, 4)
+    for k, match in (
+        (q[:, :, :2], "3 heads of q are not a multiple of the 2 heads"),
+        (q[:, :2], r"mask is for \(Lq, Lk\) = \(3, 3\)"),
+        (q[..., :2], "do not fit"),
+        (q.double(), "must agree"),
+        (q[0], "k must be"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            kernels.attention(q, k, k, mask)
+    big = torch.zeros(1, 3, 1, 264)
+    with pytest.raises(ValueError, match="D=264"):
+        kernels.attention(big, big, big, mask)
+    with pytest.raises(ValueError, match="int64; use bfloat16"):
+        kernels.attention(q.long(), q.long(), q.long(), mask)
+    two = BlockMask.from_lengths([3], torch.ones(2, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="mask has batch 2, q has 1"):
+        kernels.attention(q, q, q, two)
+
+
+def test_sdpa_splits_by_blocks_and_says_so():
+    mask = BlockMask.next_scale(300, (1, 2, 16), (1, 50))
+    assert sdpa.plan(mask) == (
+        sdpa.Piece(0, 300, 300, False),
+        sdpa.Piece(300, 561, 561, True),
+        sdpa.Piece(561, 612, 612, True),
+    )
+    assert sdpa.describe(mask) == "3 calls without a dense mask (small masks: 261 x 561, 51 x 612)"
+    ragged = BlockMask.square(torch.tensor([[0, 0, 1], [0, 1, 1]]).int(), torch.ones(1, 3, dtype=torch.bool))
+    assert sdpa.describe(ragged) == "one call with a dense mask of 3 x 3"
+
+
+def test_fa4_tile_lists_are_the_mask():
+    g = torch.Generator().manual_seed(0)
+    whole = BlockMask.from_lengths([150, 20, 100, 61])
+    valid = torch.rand(2, 331, generator=g) < 0.9
+    valid[0, :200] = True
+    valid[1, 64:128] = False
+    mask = BlockMask(whole.q_block, whole.k_block, torch.ones(1, 331, dtype=torch.bool), valid)
+    forward, backward = fa4.tile_lists(mask, 2)
+    (m, n), seen = fa4.BLOCK, mask.visible()
+    for b in range(2):
+        for i in range(3):
+            part, full = (lists[1][b, 0, i, : lists[0][b, 0, i]].tolist() for lists in (forward[:2], forward[2:]))
+            for j in range(6):
+                tile = seen[b, i * m : (i + 1) * m, j * n : (j + 1) * n]
+                assert (j in full) == bool(tile.all() and tile.shape[1] == n)
+                assert (j in part) == bool(tile.any() and j not in full)
+                assert (i in backward[3][b, 0, j, : backward[2][b, 0, j]].tolist()) == (j in full)
+                assert (i in backward[1][b, 0, j, : backward[0][b, 0, j]].tolist()) == (j in part)
+
+
+def test_fa4_adapter_imports_where_the_package_is_installed():
+    pytest.importorskip("flash_attn.cute")
+    assert fa4.missing_packages() == [] and callable(fa4._mask_function())
