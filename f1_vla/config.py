@@ -120,7 +120,7 @@ class F1Config:
     chunk_size: int = 4
     num_denoise_steps: int = 10
     text_tokenizer: str = "bytes"  # bytes | directory of PaliGemma's tokenizer
-    tokenizer_max_length: int = 16
+    tokenizer_max_length: int = 24
     n_obs_img_steps: int = 4
     n_pred_img_steps: int = 1
     obs_img_stride: int = 1

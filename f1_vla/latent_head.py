@@ -56,6 +56,8 @@ class Aligned:
 
 
 class LatentHead(nn.Module):
+    latent_scale: Tensor
+
     def __init__(
         self,
         channels: int,

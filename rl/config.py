@@ -105,7 +105,7 @@ class TrainingConfig:
     sequential_training: bool = True
     bptt_length: int = 8
     memory_backprop: bool = True
-    memory_lr_scale: float = 10.0  # learning rate of memory gates relative to learning_rate
+    memory_lr_scale: float = 3.0  # learning rate of memory gates relative to learning_rate
     seed: int = 0
     # Threads of torch on CPU per process; 0: cores divided by processes on this machine.
     num_threads: int = 0

@@ -14,7 +14,7 @@ launch() {
     export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1
     # Saving a large checkpoint takes longer than the 30 s that the ranks get by default.
     export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}"
-    forward_signals "$PYTHON_BIN" -m torch.distributed.run --standalone --nproc-per-node "$count" \
+    forward_signals "$PYTHON_BIN" "$(dirname "${BASH_SOURCE[0]}")/torchrun.py" --standalone --nproc-per-node "$count" \
         -m "$module" "$@"
 }
 

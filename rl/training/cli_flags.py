@@ -68,7 +68,7 @@ FLAGS = (
     Flag("--overwrite", _RUN, "replace the run in the output directory", switch=True),
     Flag("--num_episodes", ("teacher", "student"), "episodes over all environments and processes",
          {"*": "training.num_episodes"}),
-    Flag("--steps_per_episode", (*_ROLLOUT, "evaluate"), "environment steps of one episode",
+    Flag("--steps_per_episode", _ROLLOUT, "environment steps of one episode",
          {"*": "training.steps_per_episode"}),
     Flag("--total_iterations", ("adversarial",), "iterations of both players", {"*": "adversarial.total_iterations"}),
     Flag("--teacher_path", ("student", "adversarial"), "run or checkpoint of phase 1", metavar="DIR"),

@@ -47,7 +47,11 @@ def run_phase(args: cli.Args, build: Callable[[cli.Args, ParallelContext], Closa
             "code_commit": provenance.git_commit(),
         }
         manager = CheckpointManager(run.path, cfg.training.keep_checkpoints, ctx, extra)
-        phase = build(args, ctx)
+        try:
+            phase = build(args, ctx)
+        except ValueError:
+            run.discard()
+            raise
         with contextlib.closing(phase):
             loop = Loop(phase, cfg.training, total, ctx, run, manager, stop, cfg.logging.tensorboard)
             saved = manager.load(run.resume_from) if run.resuming else None

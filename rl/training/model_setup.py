@@ -49,6 +49,12 @@ def check_sizes(cfg: Config, arch: F1Config) -> None:
             f"'{cfg.model.config_file}' takes {arch.tokenizer.image_size} px; "
             f"set environment.wm_size={arch.tokenizer.image_size}"
         )
+    length, steps = cfg.training.bptt_length, cfg.training.steps_per_episode - arch.obs_img_stride + 1
+    if cfg.training.sequential_training and length > steps:
+        raise ValueError(
+            f"training.bptt_length is {length}, but an episode has {steps} steps with a target; "
+            "lower it or raise training.steps_per_episode"
+        )
     for name, value, own in [
         ("training.action_dim", cfg.training.action_dim, arch.max_action_dim),
         ("training.state_dim", cfg.training.state_dim, arch.max_state_dim),

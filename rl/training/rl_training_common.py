@@ -21,6 +21,7 @@ from rl import config as rl_config
 from rl.config import Config, DictConfig, TrainingConfig
 from rl.normalizers import Normalizer
 from rl.training.gpu import get_physical_gpu_id, setup_sapien_gpu
+from rl.training.model_loading import load_f1_policy
 from rl.training.optim import setup_optimizer, setup_scheduler
 from rl.types import Observation
 
@@ -30,6 +31,7 @@ __all__ = [
     "get_environment_config",
     "get_physical_gpu_id",
     "get_training_config",
+    "load_f1_policy",
     "load_rl_config",
     "set_policy_requires_grad",
     "setup_optimizer",

@@ -8,6 +8,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import socket
 import time
 import uuid
@@ -59,6 +60,7 @@ class RunDir:
     notes: list[str]  # benign configuration changes, for the log once it is set up
     _lock: IO[str] | None = None
     _status: dict[str, Any] = field(default_factory=dict)
+    _discarded: bool = False
 
     @classmethod
     def open(
@@ -125,7 +127,7 @@ class RunDir:
         self, state: str, step: int | None = None, total: int | None = None, exit_code: int | None = None
     ) -> None:
         """Writes status.json (rank 0). `state`: starting, running, done, preempted or failed; times in Unix seconds."""
-        if not self.is_main:
+        if not self.is_main or self._discarded:
             return
         now = time.time()
         if not self._status:
@@ -139,6 +141,24 @@ class RunDir:
             self._status["total"] = total
         self._status |= {"state": state, "exit_code": exit_code}
         write_atomic(self.path / "status.json", json.dumps(self._status, indent=1) + "\n")
+
+    def discard(self) -> None:
+        """Takes back what `open` wrote, because the run was refused before it began: a corrected command finds the
+        directory as it was, with the run that --overwrite had set aside. Nothing happens to a resumed run."""
+        if not self.is_main or self.resuming:
+            return
+        self._discarded = True
+        for name in ("config.yaml", "model_config.yaml", "provenance.jsonl", "status.json", "run.lock"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "logs", ignore_errors=True)
+        superseded = [d for d in self.path.iterdir() if d.name.startswith(SUPERSEDED)]
+        if len(superseded) == 1 and len(list(self.path.iterdir())) == 1:
+            aside = self.path.with_name(superseded[0].name)
+            os.rename(superseded[0], aside)
+            self.path.rmdir()
+            os.rename(aside, self.path)
+        elif not superseded and not any(self.path.iterdir()):
+            self.path.rmdir()
 
     def __enter__(self) -> "RunDir":
         return self

@@ -161,11 +161,22 @@ class TeacherPhase:
                 batch.window(where.burn_in, where.length), mode="world_model_window", initial_memory_state=h.detach(),
                 memory_backprop=t.memory_backprop and t.sequential_training, latent_batch=singles,
             )  # fmt: skip
+        self._refresh_memory(where, head_visible, out["memory_states"])
         loss, out["extra"] = out["loss"], {}
         if "latent_loss" in out:
             loss = loss + teacher.latent_loss_weight * out["latent_loss"]
             out["extra"] = {"latent_loss": out["latent_loss"].detach()}
         return out, loss
+
+    def _refresh_memory(self, where: WindowIndex, head_visible: torch.Tensor, states: torch.Tensor) -> None:
+        """Stores what the current parameters make of the trained steps, so that later windows start from states like
+        those of evaluation. Wrist-only windows are left out: stored states are of the full view."""
+        full = [b for b, visible in enumerate(head_visible.tolist()) if visible]
+        inner = WindowIndex(
+            [where.episode[b] for b in full], [where.start[b] + where.burn_in for b in full],
+            where.length - where.burn_in, 0,
+        )  # fmt: skip
+        self.buffer.write_memory(inner, states[full])
 
     def _single_steps(self) -> tuple[F1Batch, torch.Tensor] | None:
         """Random single steps with their stored memory states, for the latent head; None when it has none."""

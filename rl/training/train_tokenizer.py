@@ -120,6 +120,8 @@ def main(args: cli.Args) -> None:
             f"environment.wm_size {cfg.environment.wm_size} differs from the tokenizer's image_size "
             f"{args.arch.tokenizer.image_size}; set environment.wm_size={args.arch.tokenizer.image_size}"
         )
+    if cfg.training.seed >= SCENE_SEED_OFFSET:
+        raise ValueError(f"training.seed is {cfg.training.seed}; the tokenizer takes seeds below {SCENE_SEED_OFFSET}")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:

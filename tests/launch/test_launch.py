@@ -50,6 +50,7 @@ def test_a_signal_reaches_every_rank_and_their_exit_code_comes_back(tmp_path: Pa
     process.send_signal(signum)
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 75, output
+    assert "Traceback" not in output and "ChildFailedError" not in output, "the launcher buries what the ranks said"
     assert [(tmp_path / f"stopped-{rank}").read_text() for rank in range(2)] == [signum.name] * 2
 
 

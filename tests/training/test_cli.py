@@ -24,7 +24,7 @@ EXPECTED_FLAGS = {
     "mixed_precision device seed json debug print_config",
     "plan": "num_envs rl_config model_config accelerate_config mixed_precision device seed json phase num_processes "
     "debug print_config",
-    "evaluate": "steps_per_episode num_envs rl_config model_config accelerate_config device seed json checkpoint phase "
+    "evaluate": "num_envs rl_config model_config accelerate_config device seed json checkpoint phase "
     "episodes debug print_config",
 }
 

@@ -217,3 +217,27 @@ def test_provenance_hides_secrets_and_leaves_the_environment_out(monkeypatch: py
     assert redact(["--api_key=abc", "--token", "abc", "--seed", "1", "logging.wandb_token=abc"]) == [
         "--api_key=***", "--token", "***", "--seed", "1", "logging.wandb_token=***",
     ]  # fmt: skip
+
+
+def test_a_run_refused_before_it_began_leaves_nothing_behind(tmp_path: Path, world: ParallelContext) -> None:
+    with pytest.raises(ValueError, match="no simulator"), start(tmp_path / "run", world) as run:
+        run.discard()
+        raise ValueError("no simulator")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_refused_overwrite_gives_the_old_run_back(finished_run: Path, world: ParallelContext) -> None:
+    before = {p.name for p in finished_run.iterdir()}
+    with pytest.raises(ValueError, match="no simulator"), start(finished_run, world, overwrite=True) as run:
+        run.discard()
+        raise ValueError("no simulator")
+    assert {p.name for p in finished_run.iterdir()} == before
+    assert open_checkpoint(finished_run).step == 2
+    assert [p.name for p in finished_run.parent.iterdir()] == [finished_run.name]
+
+
+def test_a_resumed_run_is_never_discarded(finished_run: Path, world: ParallelContext) -> None:
+    with start(finished_run, world, resume=ResumeMode.auto) as run:
+        run.discard()
+    assert (finished_run / "config.yaml").is_file()
+    assert open_checkpoint(finished_run).step == 2

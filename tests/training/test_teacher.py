@@ -224,6 +224,8 @@ def test_an_existing_run_is_not_overwritten_unless_told_to(
         (["--bacth_size", "3"], "unknown flag --bacth_size"),
         (["training.action_dim=8"], "training.action_dim is 8, the model has 32; set training.action_dim=32"),
         (["--resume", "/nowhere/checkpoint-3"], "no checkpoint there"),
+        (["environment.isolation=process"], "environment.isolation 'process' is not available yet"),
+        (["training.bptt_length=9"], "training.bptt_length is 9, but an episode has 8 steps with a target"),
         (["--mixed_precision", "fp16"], "fp16 needs a GPU"),
     ],
 )
@@ -249,13 +251,6 @@ def test_a_changed_configuration_is_refused_on_resume(
     argv = flags(tokenizer_path, straight_run, 8, "training.schedule_episodes=6", "--auto_resume")
     message = _refused([*argv, "training.learning_rate=0.5"], capfd)
     assert "training.learning_rate 0.001 -> 0.5" in message
-
-
-def test_windows_longer_than_an_episode_stop_the_run_with_the_keys_to_change(
-    tokenizer_path: Path, tmp_path: Path, capfd: pytest.CaptureFixture
-) -> None:
-    message = _refused(flags(tokenizer_path, tmp_path / "run", 2, "training.bptt_length=9"), capfd)
-    assert "episodes of 8 steps are shorter than a window of 9 steps; raise training.steps_per_episode" in message
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_3_and_keeps_the_batch(
