@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
@@ -27,6 +28,8 @@ def main() -> int:
         logging.getLogger(name).addFilter(_Quiet())
     try:
         run(parse_args(sys.argv[1:]))
+    except SignalException:  # passed on to the ranks, whose code counts
+        return 1
     except ChildFailedError as e:
         code = Path(os.environ["RL_EXIT_CODE_FILE"]).read_text(encoding="utf-8").strip()
         if not code.isdigit() or int(code) not in EXPECTED:

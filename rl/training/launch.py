@@ -59,4 +59,6 @@ def run_phase(args: cli.Args, build: Callable[[cli.Args, ParallelContext], Closa
                 loop.restore(saved)
                 log.info("continuing from %s", saved.saved.path)
             loop.run()
-    ctx.close()  # not after a failure: a broken group must not be waited for
+    # Not after a failure: a broken group must not be waited for. Together, so that no rank leaves a peer behind.
+    ctx.barrier()
+    ctx.close()
