@@ -17,8 +17,8 @@ OWN = [p for p in SOURCES if p.relative_to(REPO).parts[0] in PACKAGES]
 SOLE_IMPORTERS = {
     "accelerate": ("rl/training/parallel_utils.py",),
     "torch.distributed": ("rl/training/parallel_utils.py",),
-    "omegaconf": ("rl/config.py",),
-    "yaml": ("rl/config.py",),
+    "omegaconf": ("rl/config/loading.py",),
+    "yaml": ("rl/config/loading.py",),
     "sapien": ("rl/sims/",),
     "mani_skill": ("rl/sims/",),
     "isaaclab": ("rl/sims/", "rl/envs/"),
