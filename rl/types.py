@@ -8,10 +8,12 @@ from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 Int8Array = npt.NDArray[np.int8]
+TensorTree = torch.Tensor | dict[str, torch.Tensor]  # one observation, or several by name
 
 
 class Observation(TypedDict, total=False):
@@ -50,3 +52,20 @@ class EpisodeRecord:
     actions: FloatArray  # (T, A) executed normalised actions
     env_index: int
     episode_index: int  # of this environment
+
+
+@dataclass
+class VectorStep:
+    """What one action did in each of E environments; tensors on the environments' device.
+
+    An adapter fills this from whatever autoreset its environments have. Rows with `valid` False are no transitions
+    (the reset step of NEXT_STEP autoreset): they are neither trained on nor counted.
+    """
+
+    observation: TensorTree  # (E, ...) what the policy sees next: the first of a new episode where one ended
+    next_observation: TensorTree  # (E, ...) what the action led to: the final one where an episode ended
+    reward: torch.Tensor  # (E,) float32
+    terminated: torch.Tensor  # (E,) bool; no bootstrap
+    truncated: torch.Tensor  # (E,) bool; bootstrap from next_observation
+    valid: torch.Tensor  # (E,) bool
+    infos: dict[str, torch.Tensor]  # (E, ...) each; e.g. success
