@@ -1,9 +1,11 @@
 """What two ranks do together, for test_parallel_utils."""
 
+import os
 from typing import Any
 
 import torch
 
+from rl.config import TrainingConfig
 from rl.training import rng
 from rl.training.parallel_utils import ParallelContext, RankMismatchError, parameter_hash
 
@@ -49,3 +51,19 @@ def everything(world: ParallelContext) -> dict[str, Any]:
         "seed": world.seed_for(0, "env"),
         "threads": torch.get_num_threads(),
     }
+
+
+def leave_groups(world: ParallelContext, ports: list[int]) -> int:
+    """Leaves a group of its own at each port right after a collective, with a wrapped model that owns the group."""
+    world.close()
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+    for port in ports:
+        os.environ["MASTER_PORT"] = str(port)
+        context = ParallelContext.create(TrainingConfig(device="cpu"), timeout_s=30)
+        linear = torch.nn.Linear(4, 4)
+        model, _ = context.prepare(linear, torch.optim.SGD(linear.parameters(), 0.1))
+        context.backward(model(torch.ones(2, 4)).sum())
+        context.barrier()
+        context.close()
+        del model
+    return len(ports)

@@ -1,4 +1,7 @@
+import contextlib
 import math
+import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -97,3 +100,11 @@ def test_the_hash_sees_one_bit_and_buffers_but_not_the_order_of_registration() -
 def test_impossible_devices_are_refused(settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ParallelContext.create(TrainingConfig(**settings))
+
+
+def test_ranks_that_leave_right_after_a_collective_do_not_wait_for_ever(tmp_path: Path) -> None:
+    """Freed while gloo's worker thread cleans up, the group waits for that thread, which waits for the GIL."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(8)]
+        ports = [s.getsockname()[1] for s in sockets]
+    assert run_ranks(parallel_cases.leave_groups, 2, tmp_path, ports=ports) == [8, 8]
