@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,6 +41,8 @@ class Args:
     eval_phase: str | None  # --phase of evaluate and plan
     debug: bool
     num_processes: int | None = None  # --num_processes of plan
+    overrides: list[str] = field(default_factory=list)  # of the configuration, by the command line alone
+    arch_overrides: list[str] = field(default_factory=list)  # of the architecture, without "arch."
 
     @property
     def output_dir(self) -> Path:
@@ -151,6 +153,7 @@ def parse(phase: str, argv: Sequence[str]) -> Args:
         json=_path(given["json"]), checkpoint=_path(given["checkpoint"]),
         teacher=_path(given["teacher_path"] or given["teacher_checkpoint"]), student=_path(given["student_checkpoint"]),
         eval_phase=given["phase"], debug=config.training.debug, num_processes=_count("--num_processes", given),
+        overrides=overrides, arch_overrides=arch_overrides,
     )  # fmt: skip
 
 

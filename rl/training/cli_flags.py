@@ -74,7 +74,7 @@ FLAGS = (
     Flag("--teacher_path", ("student", "adversarial"), "run or checkpoint of phase 1", metavar="DIR"),
     Flag("--teacher_checkpoint", ("student", "adversarial"), "the same as --teacher_path", metavar="DIR"),
     Flag("--student_checkpoint", ("adversarial",), "run or checkpoint of phase 2; not needed to resume", metavar="DIR"),
-    Flag("--num_envs", _ALL, "environments per process", {"*": "training.num_envs"}),
+    Flag("--num_envs", (*_RUN, "plan"), "environments per process", {"*": "training.num_envs"}),
     Flag("--output_dir", _RUN, "run directory", {"*": "PHASE.output_dir"}, metavar="DIR"),
     Flag("--rl_config", _ALL, "configuration file instead of configs/rl_config.yaml", metavar="FILE"),
     Flag("--model_config", _ALL, "model preset (tiny, debug_test, f1_base) or file", {"*": "model.config_file"},

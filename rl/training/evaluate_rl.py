@@ -73,10 +73,17 @@ def evaluate_teacher(args: cli.Args, ctx: ParallelContext) -> dict[str, Any]:
 
 
 def run_config(args: cli.Args, run: Path) -> tuple[rl_config.Config, rl_config.F1Config]:
-    """The configuration the run was trained with; only the evaluation block and device come from the command line."""
-    cfg = rl_config.load(run / "config.yaml") if (run / "config.yaml").is_file() else args.config
-    arch = rl_config.load_model(str(run / "model_config.yaml")) if (run / "model_config.yaml").is_file() else args.arch
-    cfg.evaluation = args.config.evaluation
+    """The configuration and architecture the run was trained with, under what the command line says."""
+    cfg, arch = args.config, args.arch
+    if (run / "config.yaml").is_file():
+        cfg = rl_config.load(run / "config.yaml", args.overrides)
+    if (run / "model_config.yaml").is_file():
+        given = [o for o in args.overrides if o.startswith("model.config_file=")]
+        given += [f"arch.{o}" for o in args.arch_overrides]
+        if given:
+            what = given[0].replace('"', "")
+            raise ValueError(f"{what}: the architecture of a checkpoint is that of {run}/model_config.yaml; drop it")
+        arch = rl_config.load_model(str(run / "model_config.yaml"))
     return cfg, arch
 
 

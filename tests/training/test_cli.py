@@ -24,7 +24,7 @@ EXPECTED_FLAGS = {
     "mixed_precision device seed json debug print_config",
     "plan": "num_envs rl_config model_config accelerate_config mixed_precision device seed json phase num_processes "
     "debug print_config",
-    "evaluate": "num_envs rl_config model_config accelerate_config device seed json checkpoint phase "
+    "evaluate": "rl_config model_config accelerate_config device seed json checkpoint phase "
     "episodes debug print_config",
 }
 
@@ -41,7 +41,7 @@ def test_help_names_every_flag_its_default_and_an_example(phase: str, capsys: py
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert all(f.name in text for f in flags_of(phase)) and EXAMPLES[phase][0] in text
-    assert "(default 1)" in text  # --num_envs
+    assert "(default tiny)" in text  # --model_config
 
 
 def test_every_flag_that_sets_a_key_names_one_that_exists() -> None:

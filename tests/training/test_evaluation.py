@@ -13,13 +13,13 @@ from f1_vla.policy import F1Policy
 from rl.config import HELD_OUT_SEED, load_model
 from rl.data.statistics import bootstrap_mean
 from rl.normalizers import Normalizer
-from rl.training import evaluate_rl
+from rl.training import cli, evaluate_rl
 from rl.training.parallel_utils import ParallelContext
 from rl.training.world_model_data import WorldModelData
 from rl.training.world_model_evaluation import EpisodeNumbers, WorldModelEvaluator, summarise
 from rl.training.world_model_metrics import as_uint8, copy_accuracy, psnr_per_picture, window_metrics
 from rl.types import EpisodeRecord
-from tests.training.teacher_runs import run_here
+from tests.training.teacher_runs import BPTT, run_here
 
 STEPS = 4
 
@@ -264,3 +264,18 @@ def test_wrong_requests_are_refused(
     argv = [str(straight_run) if a == "RUN" else a for a in argv]
     assert run_here(evaluate_rl.main, [*argv, "--device", "cpu"], "evaluate") == 4
     assert message in capfd.readouterr().err
+
+
+def test_overrides_change_the_run_s_own_configuration_and_never_its_architecture(straight_run: Path) -> None:
+    args = cli.parse("evaluate", ["--checkpoint", str(straight_run), "environment.num_objects=3"])
+    cfg, arch = evaluate_rl.run_config(args, straight_run)
+    assert cfg.environment.num_objects == 3 and cfg.training.bptt_length == BPTT  # the run's, not the default
+    assert arch == load_model("debug_test")
+    for given in ("arch.memory.memory_hidden=8", "model.config_file=tiny"):
+        with pytest.raises(ValueError, match=f"{given}: the architecture of a checkpoint is that of .*; drop it"):
+            evaluate_rl.run_config(cli.parse("evaluate", [given]), straight_run)
+
+
+def test_evaluation_plays_one_environment_and_says_so() -> None:
+    with pytest.raises(ValueError, match="--num_envs is not a flag of evaluate"):
+        cli.parse("evaluate", ["--num_envs", "2"])

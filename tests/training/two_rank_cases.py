@@ -13,7 +13,8 @@ EPISODES = 4
 
 
 def straight_and_resumed(world: ParallelContext, tokenizer: str, place: str) -> dict[str, Any]:
-    """Four episodes at once, and two and two after a resume. The group of the launch serves all three runs."""
+    """Four episodes at once; two and two after a resume; the rest of a run that one process stopped in an iteration.
+    The group of the launch serves all runs."""
     close, phase_close = ParallelContext.close, TeacherPhase.close
     seen: list[dict[str, Any]] = []
 
@@ -30,6 +31,7 @@ def straight_and_resumed(world: ParallelContext, tokenizer: str, place: str) -> 
     try:
         for run, episodes, extra in [
             ("straight", EPISODES, []), ("resumed", 2, []), ("resumed", EPISODES, ["--auto_resume"]),
+            ("interrupted_alone", EPISODES, ["--auto_resume"]),
         ]:  # fmt: skip
             schedule = [f"training.schedule_episodes={EPISODES}", "training.save_every=2"]
             try:
