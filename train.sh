@@ -20,7 +20,7 @@ usage: bash train.sh PHASE [NUM_PROCESSES] [ENVS_PER_PROCESS] [--flags] [block.k
   play         watch a trained policy
   doctor       check this machine: versions, devices, a rendered test frame
   plan         estimate memory and time of a run
-  watch        TensorBoard on the outputs
+  watch        what a run is doing: bash train.sh watch RUN [--follow]
 
 NUM_PROCESSES: one a GPU, default 1. ENVS_PER_PROCESS: environments in each, default from the configuration.
 `bash train.sh PHASE --help` lists the flags. The first start sets everything up (bash setup.sh).
