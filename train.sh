@@ -24,7 +24,8 @@ usage: bash train.sh PHASE [NUM_PROCESSES] [ENVS_PER_PROCESS] [--flags] [block.k
 
 NUM_PROCESSES: one a GPU, default 1. ENVS_PER_PROCESS: environments in each, default from the configuration.
 `bash train.sh PHASE --help` lists the flags. The first start sets everything up (bash setup.sh).
-Environment: CUDA_VISIBLE_DEVICES (GPUs to use), PYTHON (interpreter for the set-up), OMP_NUM_THREADS.
+Environment: CUDA_VISIBLE_DEVICES (GPUs to use), PYTHON (interpreter for the set-up), OMP_NUM_THREADS;
+on several nodes NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT: the same command on each, NUM_PROCESSES of them a node.
 Exit codes: 0 done, 75 stopped by a signal (continue with --auto_resume), 3 not finite, 4 wrong input, others: crash.
 
 Examples:

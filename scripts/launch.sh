@@ -1,21 +1,35 @@
 # Starts a training module in one process or several; sourced by train.sh. Needs PYTHON_BIN, the interpreter of .venv.
 
 # launch NUM_PROCESSES MODULE [ARGS...]: one process replaces this shell, so signals and exit codes are its own.
+# NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT (29500) start NUM_PROCESSES on each of several nodes.
 launch() {
     local count="$1" module="$2"
     shift 2
     local cores
     cores="$(nproc)"
     export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores / count > 0 ? cores / count : 1))}"
-    if ((count == 1)); then
+    local place=(--standalone)
+    if [[ ${NNODES:-1} != 1 ]]; then
+        check_nodes
+        place=(--nnodes "$NNODES" --node-rank "$NODE_RANK" --master-addr "$MASTER_ADDR" --master-port "${MASTER_PORT:-29500}")
+    elif ((count == 1)); then
         exec "$PYTHON_BIN" -m "$module" "$@"
     fi
     # torch's launcher sends these signals on to the ranks only when told to.
     export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1
     # Saving a large checkpoint takes longer than the 30 s that the ranks get by default.
     export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}"
-    forward_signals "$PYTHON_BIN" "$(dirname "${BASH_SOURCE[0]}")/torchrun.py" --standalone --nproc-per-node "$count" \
+    forward_signals "$PYTHON_BIN" "$(dirname "${BASH_SOURCE[0]}")/torchrun.py" "${place[@]}" --nproc-per-node "$count" \
         -m "$module" "$@"
+}
+
+# check_nodes: the variables of a start on several nodes; the same command runs on every node.
+check_nodes() {
+    refuse() { printf 'train.sh: %s\n' "$1" >&2; exit 4; }
+    [[ $NNODES =~ ^[1-9][0-9]{0,4}$ ]] || refuse "NNODES is '$NNODES'; it must be a whole number of at least 1"
+    [[ ${NODE_RANK:-} =~ ^[0-9]{1,5}$ ]] && ((NODE_RANK < NNODES)) ||
+        refuse "NODE_RANK is '${NODE_RANK:-}'; on $NNODES nodes it must be 0 to $((NNODES - 1)), another on each"
+    [[ -n ${MASTER_ADDR:-} ]] || refuse "MASTER_ADDR is not set; it is the address of node 0, the same on every node"
 }
 
 # launch_accelerate CONFIG_FILE NUM_PROCESSES_OR_EMPTY MODULE [ARGS...]: the same through `accelerate launch`.

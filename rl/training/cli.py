@@ -21,7 +21,9 @@ from rl.training.cli_flags import EXAMPLES, FLAGS, PHASES, flags_of
 from rl.training.errors import EXIT_CRASH, EXIT_OK, CollectiveError, NumericalError, Preempted, exit_code_of
 from rl.training.run_dir import ResumeMode
 
-EXIT_CODE_FILE = "RL_EXIT_CODE_FILE"  # launchers turn every failure into 1: rank 0 leaves the real code in this file
+POLICY_RUNS = ("arm", "rl")  # their presets enter between file and overrides
+# Launchers turn every failure into 1: the first rank of a node leaves the real code in the file this names.
+EXIT_CODE_FILE = "RL_EXIT_CODE_FILE"
 
 
 @dataclass
@@ -43,10 +45,13 @@ class Args:
     num_processes: int | None = None  # --num_processes of plan
     overrides: list[str] = field(default_factory=list)  # of the configuration, by the command line alone
     arch_overrides: list[str] = field(default_factory=list)  # of the architecture, without "arch."
+    config_file: str | None = None  # --rl_config
 
     @property
     def output_dir(self) -> Path:
-        """`<phase>.output_dir` of the configuration."""
+        """`<phase>.output_dir` of the configuration; of arm and rl by task and name where it is not given."""
+        if self.phase in POLICY_RUNS:
+            return rl_config.run_directory(self.config, self.phase)
         return Path(getattr(self.config, self.phase).output_dir)
 
 
@@ -69,9 +74,11 @@ def _parser(phase: str) -> _Parser:
         key = flag.key_for(phase)
         default = "" if key is None else f" (default {_lookup(defaults, key)})"
         if flag.switch:
-            parser.add_argument(flag.name, action="store_true", default=None, help=flag.help)
+            parser.add_argument(*flag.spellings(phase), action="store_true", default=None, help=flag.help)
         else:
-            parser.add_argument(flag.name, metavar=flag.metavar, help=flag.help + default, choices=flag.choices)
+            parser.add_argument(
+                *flag.spellings(phase), metavar=flag.metavar, help=flag.help + default, choices=flag.choices
+            )
     return parser
 
 
@@ -110,7 +117,8 @@ def _overrides(phase: str, given: dict[str, Any], rest: Sequence[str]) -> tuple[
         target = flag.key_for(phase)
         if target is None or given[flag.dest] is None:
             continue
-        text = "true" if flag.switch else str(given[flag.dest])
+        text = flag.value if flag.switch else str(given[flag.dest])
+        text = f"[{text}]" if flag.is_list else text
         if target in values and values[target][0] != text:
             raise ValueError(f"{flag.name} {text} and {values[target][1]} contradict each other; give only one")
         values[target] = (text, flag.name)
@@ -140,7 +148,7 @@ def parse(phase: str, argv: Sequence[str]) -> Args:
     if resume_path is not None and not own_place:  # continue where the checkpoint lies
         parent = resume_path.parent if resume_path.name.startswith("checkpoint-") else resume_path
         overrides.append(f"{phase}.output_dir={_quoted(str(parent))}")
-    config = rl_config.load(given["rl_config"], overrides)
+    config = rl_config.load(given["rl_config"], overrides, phase if phase in POLICY_RUNS else None)
     arch = rl_config.load_model(config.model.config_file, arch_overrides)
     if given["print_config"]:
         print(rl_config.to_yaml(config), end="")
@@ -153,7 +161,7 @@ def parse(phase: str, argv: Sequence[str]) -> Args:
         json=_path(given["json"]), checkpoint=_path(given["checkpoint"]),
         teacher=_path(given["teacher_path"] or given["teacher_checkpoint"]), student=_path(given["student_checkpoint"]),
         eval_phase=given["phase"], debug=config.training.debug, num_processes=_count("--num_processes", given),
-        overrides=overrides, arch_overrides=arch_overrides,
+        overrides=overrides, arch_overrides=arch_overrides, config_file=given["rl_config"],
     )  # fmt: skip
 
 
@@ -196,7 +204,7 @@ def run_main(phase: str, fn: Callable[[Args], int | None], argv: Sequence[str] |
         code = e.code if isinstance(e.code, int) else EXIT_CRASH
         raise
     finally:
-        if rank == 0 and EXIT_CODE_FILE in os.environ:
+        if os.environ.get("LOCAL_RANK", "0") == "0" and EXIT_CODE_FILE in os.environ:
             Path(os.environ[EXIT_CODE_FILE]).write_text(f"{code}\n", encoding="utf-8")
     sys.exit(code)
 

@@ -18,7 +18,7 @@ def on_signal(signum: int, _frame: FrameType | None) -> None:
 
 
 def finish(code: int) -> None:
-    if os.environ.get("RANK", "0") == "0" and "RL_EXIT_CODE_FILE" in os.environ:
+    if os.environ.get("LOCAL_RANK", "0") == "0" and "RL_EXIT_CODE_FILE" in os.environ:
         Path(os.environ["RL_EXIT_CODE_FILE"]).write_text(f"{code}\n")
     sys.exit(code)
 

@@ -1,6 +1,8 @@
 """scripts/launch.sh with a stand-in for the training module: signals reach every rank, exit codes come back."""
 
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,11 +14,15 @@ REPO = Path(__file__).resolve().parent.parent.parent
 WORKER = "tests.launch.stub_worker"
 
 
-def start(tmp_path: Path, processes: int, mode: str, accelerate_config: Path | None = None) -> subprocess.Popen[str]:
+def start(
+    tmp_path: Path, processes: int, mode: str, accelerate_config: Path | None = None, **env: str
+) -> subprocess.Popen[str]:
     function = ["launch"] if accelerate_config is None else ["launch_accelerate", str(accelerate_config)]
     script = f'set -euo pipefail; PYTHON_BIN="{sys.executable}"; source "{REPO}/scripts/launch.sh"; "$@"'
     command = ["bash", "-c", script, "bash", *function, str(processes), WORKER, mode, str(tmp_path)]
-    return subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | env
+    )
 
 
 def wait_until_ready(tmp_path: Path, processes: int, process: subprocess.Popen[str]) -> None:
@@ -71,3 +77,33 @@ def test_a_signal_reaches_a_rank_that_accelerate_started(tmp_path: Path) -> None
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 75, output
     assert (tmp_path / "stopped-0").read_text() == "SIGUSR1"
+
+
+def test_two_nodes_form_one_group_and_each_gives_the_exit_code_of_its_ranks(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    common = {"NNODES": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    nodes = [start(tmp_path, 1, "wait", NODE_RANK=str(n), **common) for n in range(2)]
+    for node in nodes:
+        wait_until_ready(tmp_path, 2, node)
+    for node in nodes:
+        node.send_signal(signal.SIGTERM)
+    for node in nodes:
+        output, _ = node.communicate(timeout=90)
+        assert node.returncode == 75, output
+    assert [(tmp_path / f"stopped-{rank}").read_text() for rank in range(2)] == ["SIGTERM"] * 2
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"NNODES": "two"}, "NNODES is 'two'; it must be a whole number"),
+        ({"NNODES": "2"}, "NODE_RANK is ''; on 2 nodes it must be 0 to 1"),
+        ({"NNODES": "2", "NODE_RANK": "2"}, "NODE_RANK is '2'; on 2 nodes it must be 0 to 1"),
+        ({"NNODES": "2", "NODE_RANK": "1"}, "MASTER_ADDR is not set"),
+    ],
+)
+def test_contradictory_settings_of_several_nodes_are_refused(tmp_path: Path, env: dict[str, str], message: str) -> None:
+    process = start(tmp_path, 1, "exit0", **env)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 4 and message in output
