@@ -1,0 +1,159 @@
+"""Actor and critic over one observation space. Everything that is trained is reached through `forward`."""
+
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+from rl.config import Encoder, InitKind, PPONetworkConfig
+from rl.models.cnn import NatureCNN
+from rl.models.distributions import Gaussian, make_distribution
+from rl.models.linear import Linear
+from rl.models.mlp import mlp, orthogonal_
+from rl.models.recurrent import ResettingLSTM, State
+from rl.types import TensorTree
+
+ACTION_MASK = "action_mask"  # entry of a Dict observation: bool or int8 (B, P), 0 where an action is not allowed
+
+
+class Evaluation(NamedTuple):
+    """Of N actions under the current parameters, float32."""
+
+    logp: Tensor  # (N,)
+    entropy: Tensor  # (N,)
+    values: Tensor  # (N,)
+    out: Tensor  # (N, P) what the distribution is made of
+
+
+class ObservationEncoder(nn.Module):
+    """Observations (B, ...) -> features (B, width): vectors are concatenated, pictures go through a CNN each."""
+
+    def __init__(self, space: gym.Space, cfg: PPONetworkConfig) -> None:
+        super().__init__()
+        spaces = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else {"": space}
+        spaces.pop(ACTION_MASK, None)
+        self.pictures, self.vectors = nn.ModuleDict(), []
+        self.width = 0
+        for name, s in spaces.items():
+            if not isinstance(s, gym.spaces.Box):
+                raise ValueError(f"no encoder for the observation {name or 'space'} {s}; use Box")
+            if _is_picture(s, cfg.encoder):
+                cnn = NatureCNN(s.shape, cfg.cnn_width)
+                self.pictures[f"cnn_{name}"] = cnn
+                self.width += cnn.width
+            else:
+                self.vectors.append(name)
+                self.width += int(torch.Size(s.shape).numel())
+
+    def forward(self, observation: TensorTree) -> Tensor:
+        named = {"": observation} if isinstance(observation, Tensor) else observation
+        parts = [named[n].flatten(1).float() for n in self.vectors]
+        parts += [cnn(named[n.removeprefix("cnn_")]) for n, cnn in self.pictures.items()]
+        return parts[0] if len(parts) == 1 else torch.cat([p.float() for p in parts], -1)
+
+
+def _is_picture(space: gym.spaces.Box, encoder: Encoder) -> bool:
+    if encoder is Encoder.none or len(space.shape) != 3:
+        return False
+    return encoder is Encoder.cnn or space.dtype == "uint8"
+
+
+class ActorCritic(nn.Module):
+    """encoder -> [LSTM] -> hidden layers of actor and critic (one trunk when `shared`) -> heads."""
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space, cfg: PPONetworkConfig) -> None:
+        """Raises ValueError for spaces it cannot serve."""
+        super().__init__()
+        self.encoder = ObservationEncoder(observation_space, cfg)
+        self.lstm = ResettingLSTM(self.encoder.width, cfg.lstm) if cfg.lstm else None
+        width = cfg.lstm or self.encoder.width
+        last = cfg.hidden[-1] if cfg.hidden else width
+        self.distribution = make_distribution(action_space, cfg.std, cfg.init_std)
+        self.actor_body = mlp([width, *cfg.hidden], cfg.activation, activate_last=True)
+        self.critic_body = None if cfg.shared else mlp([width, *cfg.hidden], cfg.activation, activate_last=True)
+        self.actor_head = Linear(last, self.distribution.outputs)
+        self.critic_head = Linear(last, 1)
+        # With a common encoder or trunk the value costs little more than the action; else it is computed in one batch.
+        self.value_with_action = cfg.shared or cfg.lstm > 0 or len(self.encoder.pictures) > 0
+        self.masked = isinstance(observation_space, gym.spaces.Dict) and ACTION_MASK in observation_space.spaces
+        if self.masked and isinstance(self.distribution, Gaussian):
+            raise ValueError("an action_mask needs discrete actions")
+        if cfg.init is InitKind.orthogonal:
+            for part in (self.encoder, self.actor_body, self.critic_body):
+                if part is not None:
+                    orthogonal_(part)
+            orthogonal_(self.actor_head, 0.01)
+            orthogonal_(self.critic_head, 1.0)
+
+    @property
+    def recurrent(self) -> bool:
+        return self.lstm is not None
+
+    def initial_state(self, num_envs: int) -> State | None:
+        """State before an episode, None without LSTM."""
+        return None if self.lstm is None else self.lstm.initial_state(num_envs)
+
+    def forward(
+        self, observation: TensorTree, actions: Tensor, state: State | None = None, begins_TE: Tensor | None = None
+    ) -> Evaluation:
+        """Of N rows; with an LSTM observations are (T, E, ...), `state` is that before row 0, N = T * E."""
+        features, _ = self._features(observation, state, begins_TE)
+        out = self._out(features, _flat(observation) if self.recurrent else observation)
+        d = self.distribution
+        return Evaluation(d.log_prob(out, actions), d.entropy(out), self._value(features), out)
+
+    def step(
+        self, observation: TensorTree, state: State | None, begins_E: Tensor
+    ) -> tuple[Tensor, Tensor | None, State | None]:
+        """(E, P) output, (E,) value when it costs little (`value_with_action`), the next state; for acting."""
+        if self.recurrent:
+            features, state = self._features(_sequence(observation), state, begins_E[None])
+        else:
+            features = self.encoder(observation)
+        return self._out(features, observation), self._value(features) if self.value_with_action else None, state
+
+    def value(self, observation: TensorTree, state: State | None = None, begins_E: Tensor | None = None) -> Tensor:
+        """(B,) float32; with an LSTM of observations that follow `state`."""
+        if self.recurrent:
+            assert begins_E is not None
+            return self._value(self._features(_sequence(observation), state, begins_E[None])[0])
+        return self._value(self.encoder(observation))
+
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """Of the parts that the critic does not share."""
+        return [p for m in (self.actor_body, self.actor_head, self.distribution) for p in m.parameters()]
+
+    def critic_parameters(self) -> list[nn.Parameter]:
+        actor = {id(p) for p in self.actor_parameters()}
+        return [p for p in self.parameters() if id(p) not in actor]
+
+    def _features(self, observation: TensorTree, state: State | None, begins: Tensor | None) -> tuple[Tensor, Any]:
+        if self.lstm is None:
+            return self.encoder(observation), None
+        assert state is not None and begins is not None
+        flat = self.encoder(_flat(observation))
+        features, state = self.lstm(flat.reshape(*begins.shape, -1), state, begins)
+        return features.flatten(0, 1), state
+
+    def _out(self, features: Tensor, observation: TensorTree) -> Tensor:
+        out = self.actor_head(self.actor_body(features)).float()
+        if not self.masked:
+            return out
+        assert isinstance(observation, dict)
+        return out.masked_fill(observation[ACTION_MASK] == 0, -1e8)
+
+    def _value(self, features: Tensor) -> Tensor:
+        body = self.actor_body if self.critic_body is None else self.critic_body
+        value: Tensor = self.critic_head(body(features))[:, 0].float()
+        return value
+
+
+def _sequence(tree: TensorTree) -> TensorTree:
+    """One row of time in front."""
+    return tree[None] if isinstance(tree, Tensor) else {k: v[None] for k, v in tree.items()}
+
+
+def _flat(tree: TensorTree) -> TensorTree:
+    """(T, E, ...) -> (T * E, ...)."""
+    return tree.flatten(0, 1) if isinstance(tree, Tensor) else {k: v.flatten(0, 1) for k, v in tree.items()}
