@@ -1,0 +1,250 @@
+"""Diffusion policy trained online from replay: Q-weighted variational policy optimisation (Ding et al. 2024, QVPO).
+
+For each state several actions are drawn from the policy, and the best one is learned with its advantage over their
+mean as weight of the denoising loss; uniform actions with a small share of that weight keep the policy spread out.
+No gradient goes through sampling. Unlike the published code a time limit is not an end: its target bootstraps.
+
+Letters: B batch, K drawn actions, U uniform actions, A action dims, N critics.
+"""
+
+from copy import deepcopy
+from typing import cast
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+from rl.algorithms.guarded_step import Total, guarded_step
+from rl.config import DiffusionConfig
+from rl.data.replay import ReplayBatch
+from rl.models.ddpm import Diffusion
+from rl.models.dit import DiffusionTransformer, repeat
+from rl.models.features import Features, shift_pictures
+from rl.models.q_networks import CriticEnsemble
+from rl.models.running_norm import ObservationNormalizer
+from rl.types import TensorTree
+
+
+class DiffusionNetworks(nn.Module):
+    """Everything a checkpoint of the policy holds. Where there are pictures the critics train the encoder."""
+
+    greedy_noise: Tensor
+
+    def __init__(self, cfg: DiffusionConfig, space: gym.Space, action_dim: int, device: torch.device) -> None:
+        super().__init__()
+        net = cfg.network
+        self.normalizer = None
+        if cfg.obs_norm:
+            self.normalizer = ObservationNormalizer(space, cfg.obs_norm_eps, eps_on_std=True, clip=None)
+        self.features = Features(space, net.picture_features)
+        self.critic = CriticEnsemble(
+            self.features.width, action_dim, net.critic_hidden, net.num_critics, net.critic_activation,
+            net.critic_layernorm,
+        )  # fmt: skip
+        self.target_features = deepcopy(self.features).requires_grad_(False)
+        self.target = deepcopy(self.critic).requires_grad_(False)
+        self.actor = DiffusionTransformer(
+            self.features.width, action_dim, cfg.denoising_steps, net.width, net.num_blocks, net.num_heads,
+            net.mlp_ratio, net.state_tokens, net.action_tokens, net.attention_backend, device,
+        )  # fmt: skip
+        self.average = deepcopy(self.actor).requires_grad_(False)  # over updates; it acts
+        self.diffusion = Diffusion(cfg.denoising_steps)
+        # What the deterministic policy draws its actions from, the same for every state.
+        self.register_buffer("greedy_noise", torch.randn(cfg.denoising_steps + 1, cfg.eval_samples, action_dim))
+
+    def normalize(self, observation: TensorTree) -> TensorTree:
+        return observation if self.normalizer is None else self.normalizer(observation)
+
+    def draw(self, actor: DiffusionTransformer, features: Tensor, noises: Tensor) -> Tensor:
+        """(B, K, A) actions for features (B, F) from noises (T + 1, B, K, A)."""
+        _, B, K, A = noises.shape
+        cache = repeat(actor.encode(features), K)
+        steps = torch.arange(self.diffusion.steps, device=features.device)
+        rows = noises.view(-1, B * K, A)
+        return self.diffusion.denoise(lambda x, t: actor(cache, x, steps[t : t + 1]), rows).view(B, K, A)
+
+    def forward(self, observation: TensorTree) -> Tensor:
+        """The deterministic policy: raw observations (B, ...) -> actions (B, A), the best of `eval_samples`."""
+        features = self.features(self.normalize(observation))
+        noises = self.greedy_noise[:, None].expand(-1, len(features), -1, -1).contiguous()
+        return best_of(self.draw(self.average, features, noises), self.critic, features)[0]
+
+
+def best_of(actions_BKA: Tensor, critic: CriticEnsemble, features: Tensor) -> tuple[Tensor, Tensor]:
+    """The best (B, A) of K actions by the smallest critic, and its advantage (B,) over their mean."""
+    B, K, A = actions_BKA.shape
+    q_BK = critic(features.repeat_interleave(K, 0), actions_BKA.reshape(B * K, A)).mean().amin(0).view(B, K)
+    value_B, index_B = q_BK.max(1)
+    best_BA = actions_BKA.gather(1, index_B[:, None, None].expand(-1, 1, A)).squeeze(1)
+    return best_BA, value_B - q_BK.mean(1)
+
+
+class DiffusionPolicy:
+    """Losses and updates; actions in [-1, 1]. `update(batch)` is one gradient step of everything that is due."""
+
+    def __init__(
+        self, cfg: DiffusionConfig, observation_space: gym.Space, action_dim: int, device: torch.device | str = "cpu",
+        generator: torch.Generator | None = None, autocast: torch.dtype | None = None,
+        total: Total | None = None, world_size: int = 1,
+    ) -> None:  # fmt: skip
+        """As `rl.algorithms.sac.SAC`. Raises ValueError for settings nothing can train with."""
+        check(cfg)
+        self.cfg, self.device, self.generator, self.autocast = cfg, torch.device(device), generator, autocast
+        self.action_dim, self.world_size = action_dim, world_size
+        self._total = total if world_size > 1 else None
+        self.networks = nets = DiffusionNetworks(cfg, observation_space, action_dim, self.device).to(self.device)
+        critic = [*nets.critic.parameters(), *nets.features.parameters()]
+        self.optimizers: dict[str, torch.optim.Optimizer] = {
+            "critic": torch.optim.Adam(critic, cfg.critic_lr, fused=True),
+            "actor": torch.optim.Adam(nets.actor.parameters(), cfg.actor_lr, fused=True),
+        }
+        self._rates = {"critic": cfg.critic_lr, "actor": cfg.actor_lr}
+        self.updates, self.progress = 0, 0.0
+
+    # --- acting ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(self, observation: TensorTree, deterministic: bool = False) -> Tensor:
+        """(B, A): the best of several by the critics; when exploring with Gaussian noise, less of it over time."""
+        cfg, nets = self.cfg, self.networks
+        with self._sampling():
+            if deterministic:
+                return nets(observation)
+            features = nets.features(nets.normalize(observation))
+            best, _ = best_of(self._draw(nets.average, features, cfg.act_samples), nets.critic, features)
+        share = min(self.progress / cfg.noise_share, 1.0)
+        scale = cfg.noise + (cfg.noise_final - cfg.noise) * share
+        return (best + scale * self._noise(len(best))).clamp(-1, 1)
+
+    def _sampling(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.sample_bfloat16)
+
+    def _draw(self, actor: DiffusionTransformer, features: Tensor, count: int) -> Tensor:
+        """(B, count, A)"""
+        shape = (self.cfg.denoising_steps + 1, len(features), count, self.action_dim)
+        noises = torch.randn(shape, generator=self.generator, device=self.device)
+        with self._sampling():
+            return self.networks.draw(actor, features, noises)
+
+    def observe(self, observation: TensorTree, valid: Tensor | None = None) -> None:
+        """Takes what the environments showed into the running statistics, if there are any."""
+        if self.networks.normalizer is not None:
+            self.networks.normalizer.update(observation, valid)
+
+    def share_statistics(self) -> None:
+        """Collective: the running statistics become those of all ranks."""
+        if self.networks.normalizer is not None and self._total is not None:
+            self.networks.normalizer.share(self._total)
+
+    def _noise(self, rows: int) -> Tensor:
+        return torch.randn(rows, self.action_dim, generator=self.generator, device=self.device)
+
+    # --- learning --------------------------------------------------------------------------------------------------
+
+    def set_progress(self, share: float) -> float:
+        """Learning rates, noise and entropy weight for what follows; `share` of the run that is done."""
+        self.progress = min(max(share, 0.0), 1.0)
+        factor = 1 - (1 - self.cfg.lr_final_fraction) * self.progress
+        for name, optimizer in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = self._rates[name] * factor
+        return self._rates["actor"] * factor
+
+    def update(self, batch: ReplayBatch) -> dict[str, Tensor]:
+        """One critic step and, every `actor_delay` updates, one actor step; scalars on the device.
+
+        Where a gradient is not finite that step changes nothing; `finite` is 0 then, on all ranks.
+        """
+        cfg, nets = self.cfg, self.networks
+        with torch.no_grad():
+            now, after = (
+                nets.normalize(shift_pictures(x, cfg.random_shift, self.generator))
+                for x in (batch.observation, batch.next_observation)
+            )
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            loss, q_mean = self._critic_loss(now, batch, after)
+        norm, finite = guarded_step(self.optimizers["critic"], loss, 0.0, self._total, self.world_size)
+        metrics = {"critic_loss": loss.detach(), "critic_grad_norm": norm, "q_mean": q_mean}
+        if self.updates % cfg.actor_delay == 0:
+            with torch.no_grad():
+                features = nets.features(now)[: max(cfg.actor_batch_size // self.world_size, 1)]
+            actor_loss, advantage = self._actor_loss(features)
+            stepped = guarded_step(
+                self.optimizers["actor"], actor_loss, cfg.max_grad_norm, self._total, self.world_size
+            )
+            self._follow(nets.actor, nets.average, cfg.ema_tau)
+            metrics |= {"actor_loss": actor_loss.detach(), "actor_grad_norm": stepped.norm, "advantage": advantage}
+            finite = torch.minimum(finite, stepped.finite)
+        self._follow(nets.critic, nets.target, cfg.tau)
+        self._follow(nets.features, nets.target_features, cfg.tau)
+        self.updates += 1
+        return metrics | {"finite": finite}
+
+    def _critic_loss(self, now: TensorTree, batch: ReplayBatch, after: TensorTree) -> tuple[Tensor, Tensor]:
+        """Pessimistic one-step target with next actions of the average actor; discount 0 after terminations only."""
+        cfg, nets = self.cfg, self.networks
+        with torch.no_grad():
+            judged = nets.target_features(after)
+            drawn = self._draw(nets.average, nets.features(after), cfg.target_samples)
+            action = drawn[:, 0] if cfg.target_samples == 1 else best_of(drawn, nets.target, judged)[0]
+            target = nets.target(judged, action).target(batch.reward * cfg.reward_scale, batch.discount, own=False)
+        value = nets.critic(nets.features(now), batch.action)
+        return value.loss(target), value.mean().detach().mean()
+
+    def _actor_loss(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Denoising loss for states (B, F) with the advantage ("qadv") as weight, and the mean advantage.
+
+        Weights are divided by their mean, so that neither reward scale nor progress changes the size of a step.
+        """
+        cfg, nets = self.cfg, self.networks
+        B, U = len(features), cfg.entropy_actions
+        with torch.no_grad():
+            best, advantage = best_of(self._draw(nets.actor, features, cfg.train_samples), nets.critic, features)
+            weight = advantage / advantage.mean().clamp_min(1e-8)
+            uniform = torch.rand(B, U, self.action_dim, generator=self.generator, device=self.device) * 2 - 1
+            actions = torch.cat([best[:, None], uniform], 1).flatten(0, 1)  # (B * (1 + U), A)
+            t = torch.randint(cfg.denoising_steps, (len(actions),), generator=self.generator, device=self.device)
+            noise = self._noise(len(actions))
+            noisy = nets.diffusion.add_noise(actions, t, noise)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            predicted = nets.actor(repeat(nets.actor.encode(features), 1 + U), noisy, t)
+        error = (predicted - noise).square().mean(1).view(B, 1 + U)
+        entropy = cfg.entropy_weight + (cfg.entropy_weight_final - cfg.entropy_weight) * self.progress
+        loss = (weight * (error[:, 0] + entropy * error[:, 1:].sum(1))).mean()
+        return loss, advantage.mean()
+
+    @staticmethod
+    @torch.no_grad()
+    def _follow(online: nn.Module, slow: nn.Module, tau: float) -> None:
+        followers, leaders = list[Tensor](slow.parameters()), list[Tensor](online.parameters())
+        if followers:
+            torch._foreach_lerp_(followers, leaders, tau)
+
+    def advice(self, metrics: dict[str, float]) -> str | None:
+        return None
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, object]:
+        """What `networks.state_dict()` lacks to continue exactly."""
+        optimizers = {k: o.state_dict() for k, o in self.optimizers.items()}
+        return {"optimizers": optimizers, "updates": self.updates, "progress": self.progress}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        for name, saved in cast(dict[str, dict], state["optimizers"]).items():
+            self.optimizers[name].load_state_dict(saved)
+        self.updates, self.progress = cast(int, state["updates"]), cast(float, state["progress"])
+
+
+def check(cfg: DiffusionConfig) -> None:
+    """Raises ValueError naming the key that no run can use."""
+    for name, value, low, high in [
+        ("denoising_steps", cfg.denoising_steps, 2, 1000), ("gamma", cfg.gamma, 0, 1), ("tau", cfg.tau, 0, 1),
+        ("ema_tau", cfg.ema_tau, 0, 1), ("actor_delay", cfg.actor_delay, 1, 1000), ("n_step", cfg.n_step, 1, 1000),
+        ("train_samples", cfg.train_samples, 2, 1000), ("target_samples", cfg.target_samples, 1, 1000),
+        ("act_samples", cfg.act_samples, 1, 1000), ("eval_samples", cfg.eval_samples, 1, 1000),
+        ("entropy_actions", cfg.entropy_actions, 0, 1000), ("noise_share", cfg.noise_share, 1e-6, 1),
+        ("actor_batch_size", cfg.actor_batch_size, 1, cfg.batch_size), ("num_envs", cfg.num_envs, 1, 10**6),
+        ("updates_per_step", cfg.updates_per_step, 0, 10_000), ("vector_steps", cfg.vector_steps, 1, 100_000),
+    ]:  # fmt: skip
+        if not low <= value <= high:
+            raise ValueError(f"diffusion.{name} is {value}; it must lie between {low} and {high}")

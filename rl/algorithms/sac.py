@@ -1,0 +1,267 @@
+"""Soft actor-critic (Haarnoja et al. 2018) and FastSAC (Seo et al. 2025, arXiv 2512.01996), one by configuration.
+
+Entropy, its temperature and its target are of actions in [-1, 1], whatever units the environment has.
+Letters: N critics, B batch, A action dims.
+"""
+
+import math
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import cast
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+from rl.algorithms.guarded_step import Total, guarded_step
+from rl.config import ActorReduce, AlphaOn, CriticHead, LogStdMode, NetworkNorm, SACConfig, SACOptimizer, TargetReduce
+from rl.data.replay import ReplayBatch
+from rl.models.features import Features, shift_pictures
+from rl.models.q_networks import CriticEnsemble, Value
+from rl.models.running_norm import ObservationNormalizer
+from rl.models.tanh_gaussian import Gaussian, TanhGaussianActor, sample
+from rl.types import TensorTree
+
+ADVICE_AFTER = 1000  # updates
+MIN_SPREAD = 5.0  # standard deviation of returns over the distance of two atoms
+MAX_EDGE_MASS = 0.1
+
+
+class QFunction(nn.Module):
+    """Critics on features of their own."""
+
+    def __init__(self, features: Features, head: CriticEnsemble) -> None:
+        super().__init__()
+        self.features, self.head = features, head
+
+    def forward(self, observation: TensorTree, action: Tensor) -> Value:
+        return self.head(self.features(observation), action)
+
+
+class SACNetworks(nn.Module):
+    """Everything a checkpoint of the policy holds. Where there are pictures the critics train the encoder."""
+
+    def __init__(self, cfg: SACConfig, observation_space: gym.Space, action_dim: int) -> None:
+        super().__init__()
+        net = cfg.network
+        layernorm = net.norm is NetworkNorm.layernorm
+        self.normalizer = (
+            ObservationNormalizer(observation_space, cfg.obs_norm_eps, True, None) if cfg.obs_norm else None
+        )
+        features = Features(observation_space, net.picture_features)
+        self.actor = TanhGaussianActor(
+            features.width, action_dim, net.actor_hidden, net.activation, layernorm,
+            (net.log_std_min, net.log_std_max), net.log_std_mode is LogStdMode.tanh, net.zero_init_heads,
+        )  # fmt: skip
+        atoms = torch.linspace(net.v_min, net.v_max, net.num_atoms) if net.critic_head is CriticHead.c51 else None
+        self.critic = QFunction(
+            features,
+            CriticEnsemble(
+                features.width, action_dim, net.critic_hidden, net.num_critics, net.activation, layernorm, atoms
+            ),
+        )
+        self.target = deepcopy(self.critic).requires_grad_(False)
+        self.log_alpha = nn.Parameter(torch.tensor(math.log(cfg.alpha_init)))
+
+    def normalize(self, observation: TensorTree) -> TensorTree:
+        return observation if self.normalizer is None else self.normalizer(observation)
+
+    def policy(self, observation: TensorTree) -> Gaussian:
+        """For raw observations."""
+        return self.actor(self.critic.features(self.normalize(observation)))
+
+    def forward(self, observation: TensorTree) -> Tensor:
+        """The deterministic policy: raw observations (B, ...) -> actions (B, A) in [-1, 1]."""
+        return torch.tanh(self.policy(observation).mean)
+
+
+class SAC:
+    """Losses and updates. `update(batch)` is one gradient step of everything that is due."""
+
+    def __init__(
+        self, cfg: SACConfig, observation_space: gym.Space, action_dim: int, device: torch.device | str = "cpu",
+        generator: torch.Generator | None = None, autocast: torch.dtype | None = None,
+        total: Total | None = None, world_size: int = 1,
+    ) -> None:  # fmt: skip
+        """generator: of the noise in losses and actions. total: collective sum of a vector over `world_size` ranks.
+
+        autocast: dtype of the forward passes, None for float32. Raises ValueError for settings nothing can train with.
+        """
+        check(cfg)
+        self.cfg, self.device, self.generator, self.autocast = cfg, torch.device(device), generator, autocast
+        self.action_dim, self.world_size = action_dim, world_size
+        self._total = total if world_size > 1 else None
+        self.networks = nets = SACNetworks(cfg, observation_space, action_dim).to(self.device)
+        ratio = -cfg.target_entropy_ratio * action_dim
+        self.target_entropy = ratio if cfg.target_entropy is None else cfg.target_entropy
+        self.optimizers = {
+            "actor": self._optimizer(nets.actor.parameters(), cfg.actor_lr, cfg.weight_decay),
+            "critic": self._optimizer(nets.critic.parameters(), cfg.critic_lr, cfg.weight_decay),
+            "alpha": self._optimizer([nets.log_alpha], cfg.alpha_lr, 0.0),
+        }
+        self._rates = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
+        self.updates = 0
+        self._losses = self._critic_loss, self._actor_loss
+        if cfg.compile:
+            self._losses = torch.compile(self._critic_loss), torch.compile(self._actor_loss)
+
+    def _optimizer(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        betas = (self.cfg.beta1, self.cfg.beta2)
+        if self.cfg.optimizer is SACOptimizer.adam:
+            return torch.optim.Adam(parameters, lr, betas, fused=True)
+        return torch.optim.AdamW(parameters, lr, betas, weight_decay=weight_decay, fused=True)
+
+    # --- acting ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def act(self, observation: TensorTree, deterministic: bool = False) -> Tensor:
+        """(B, A) in [-1, 1]."""
+        if deterministic:
+            return self.networks(observation)
+        policy = self.networks.policy(observation)
+        return sample(policy, self._noise(len(policy.mean)))[0]
+
+    def observe(self, observation: TensorTree, valid: Tensor | None = None) -> None:
+        """Takes what the environments showed into the running statistics, if there are any."""
+        if self.networks.normalizer is not None:
+            self.networks.normalizer.update(observation, valid)
+
+    def share_statistics(self) -> None:
+        """Collective: the running statistics become those of all ranks."""
+        if self.networks.normalizer is not None and self._total is not None:
+            self.networks.normalizer.share(self._total)
+
+    def _noise(self, rows: int) -> Tensor:
+        return torch.randn(rows, self.action_dim, generator=self.generator, device=self.device)
+
+    # --- learning --------------------------------------------------------------------------------------------------
+
+    def set_progress(self, share: float) -> float:
+        """Learning rates for the next updates; `share` of the run that is done. Returns the actor's."""
+        factor = 1 - (1 - self.cfg.lr_final_fraction) * min(max(share, 0.0), 1.0)
+        for name, optimizer in self.optimizers.items():
+            optimizer.param_groups[0]["lr"] = self._rates[name] * factor
+        return self._rates["actor"] * factor
+
+    def update(self, batch: ReplayBatch) -> dict[str, Tensor]:
+        """One critic step, and as often as `policy_delay` says one of actor and temperature; scalars on the device.
+
+        Where a gradient is not finite that step changes nothing; `finite` is 0 then, on all ranks.
+        """
+        cfg, nets = self.cfg, self.networks
+        with torch.no_grad():
+            now, after = (
+                nets.normalize(shift_pictures(x, cfg.random_shift, self.generator))
+                for x in (batch.observation, batch.next_observation)
+            )
+            alpha = nets.log_alpha.exp()
+        rows, (critic_loss, actor_loss) = len(batch.reward), self._losses
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            loss, log_prob, metrics = critic_loss(
+                now, batch.action, batch.reward * cfg.reward_scale, batch.discount, after, alpha, self._noise(rows)
+            )
+        metrics |= self._step("critic", loss)
+        if cfg.alpha_on is AlphaOn.next:
+            metrics |= self._alpha_step(log_prob)
+        if self.updates % cfg.policy_delay == 0:
+            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+                loss, log_prob = actor_loss(now, alpha, self._noise(rows))
+            metrics |= self._step("actor", loss) | {"entropy": -log_prob.mean()}
+            if cfg.alpha_on is AlphaOn.current:
+                metrics |= self._alpha_step(log_prob)
+        self._move_target()
+        self.updates += 1
+        finite = [v for k, v in metrics.items() if k.startswith("finite_")]
+        metrics = {k: v for k, v in metrics.items() if not k.startswith("finite_")}
+        return metrics | {"alpha": alpha, "finite": torch.stack(finite).amin()}
+
+    def _critic_loss(
+        self, now: TensorTree, action: Tensor, reward: Tensor, discount: Tensor, after: TensorTree, alpha: Tensor,
+        noise: Tensor,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:  # fmt: skip
+        """Equation 5 of SAC with the entropy of the next action in the target; loss, log-prob (B,), metrics."""
+        nets = self.networks
+        with torch.no_grad():
+            next_action, log_prob = sample(nets.actor(nets.critic.features(after)), noise)
+            next_value = nets.target(after, next_action)
+            soft_reward = reward - discount * alpha * log_prob
+            target = next_value.target(soft_reward, discount, self.cfg.target_reduce is TargetReduce.own)
+            returns = next_value.target_mean(target)
+            metrics = {"target_mean": returns.mean(), "target_std": returns.std()}
+            if self.cfg.network.critic_head is CriticHead.c51:
+                metrics["edge_mass"] = (target[..., 0] + target[..., -1]).mean()
+        value = nets.critic(now, action)
+        return value.loss(target), log_prob, metrics | {"q_mean": value.mean().detach().mean()}
+
+    def _actor_loss(self, now: TensorTree, alpha: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Equation 7 of SAC; loss and log-prob (B,)."""
+        nets = self.networks
+        features = nets.critic.features(now).detach()
+        action, log_prob = sample(nets.actor(features), noise)
+        q_NB = nets.critic.head(features, action, frozen=True).mean()
+        q = q_NB.amin(0) if self.cfg.actor_reduce is ActorReduce.min else q_NB.mean(0)
+        return (alpha * log_prob - q).mean(), log_prob.detach()
+
+    def _alpha_step(self, log_prob: Tensor) -> dict[str, Tensor]:
+        """Gradient of -log_alpha * mean(log_prob + target entropy)."""
+        error = (log_prob + self.target_entropy).mean()
+        loss = -self.networks.log_alpha * error
+        return self._step("alpha", loss)
+
+    def _step(self, name: str, loss: Tensor) -> dict[str, Tensor]:
+        max_norm = 0.0 if name == "alpha" else self.cfg.max_grad_norm
+        norm, finite = guarded_step(self.optimizers[name], loss, max_norm, self._total, self.world_size)
+        return {f"{name}_loss": loss.detach(), f"{name}_grad_norm": norm, f"finite_{name}": finite}
+
+    @torch.no_grad()
+    def _move_target(self) -> None:
+        online, target = self.networks.critic.parameters(), self.networks.target.parameters()
+        torch._foreach_lerp_(list(target), list(online), self.cfg.tau)
+
+    def advice(self, metrics: dict[str, float]) -> str | None:
+        """What is wrong with the atoms for the returns that were seen (means of `update`), or None."""
+        net = self.cfg.network
+        if net.critic_head is not CriticHead.c51 or self.updates < ADVICE_AFTER:
+            return None
+        spread = metrics["target_std"] / ((net.v_max - net.v_min) / (net.num_atoms - 1))
+        if spread < MIN_SPREAD:
+            return (
+                f"returns spread over {spread:.2g} atoms of the critic only (less than {MIN_SPREAD:g}): it cannot tell "
+                "them apart; raise sac.reward_scale, or narrow sac.network.v_min and v_max"
+            )
+        if metrics["edge_mass"] > MAX_EDGE_MASS:
+            return (
+                f"{metrics['edge_mass']:.0%} of the returns lie at the ends of [{net.v_min:g}, {net.v_max:g}]: "
+                "lower sac.reward_scale, or widen sac.network.v_min and v_max"
+            )
+        return None
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, object]:
+        """What `networks.state_dict()` lacks to continue exactly."""
+        return {"optimizers": {k: o.state_dict() for k, o in self.optimizers.items()}, "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        for name, saved in cast(dict[str, dict], state["optimizers"]).items():
+            self.optimizers[name].load_state_dict(saved)
+        self.updates = cast(int, state["updates"])
+
+
+def check(cfg: SACConfig) -> None:
+    """Raises ValueError naming the key that no run can use."""
+    net = cfg.network
+    for name, value, low, high in [
+        ("gamma", cfg.gamma, 0, 1), ("tau", cfg.tau, 0, 1), ("lr_final_fraction", cfg.lr_final_fraction, 0, 1),
+        ("n_step", cfg.n_step, 1, 1000), ("policy_delay", cfg.policy_delay, 1, 1000),
+        ("updates_per_step", cfg.updates_per_step, 0, 10_000), ("vector_steps", cfg.vector_steps, 1, 100_000),
+        ("batch_size", cfg.batch_size, 1, 10**7), ("network.num_critics", net.num_critics, 1, 100),
+        ("network.num_atoms", net.num_atoms, 2, 10_001), ("alpha_init", cfg.alpha_init, 1e-9, 1e9),
+        ("num_envs", cfg.num_envs, 1, 10**6),
+    ]:  # fmt: skip
+        if not low <= value <= high:
+            raise ValueError(f"sac.{name} is {value}; it must lie between {low} and {high}")
+    if net.v_min >= net.v_max or net.log_std_min >= net.log_std_max:
+        raise ValueError("sac.network: v_min must lie below v_max, and log_std_min below log_std_max")
+    if not net.actor_hidden or not net.critic_hidden:
+        raise ValueError("sac.network.actor_hidden and critic_hidden need at least one layer")

@@ -1,0 +1,86 @@
+"""SAC and FastSAC: one learner, every axis on which the well-known implementations differ. Presets: configs/algo."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from rl.config.off_policy import OffPolicyConfig
+
+
+class CriticHead(StrEnum):
+    scalar = "scalar"
+    c51 = "c51"  # categorical distribution over fixed atoms (Bellemare et al. 2017)
+
+
+class TargetReduce(StrEnum):
+    min = "min"  # of the target critics (c51: the distribution of the critic with the smaller mean)
+    own = "own"  # every critic learns from its own target network
+
+
+class ActorReduce(StrEnum):
+    min = "min"
+    mean = "mean"
+
+
+class NetworkNorm(StrEnum):
+    none = "none"
+    layernorm = "layernorm"  # after every hidden linear layer, before the activation
+
+
+class LogStdMode(StrEnum):
+    clamp = "clamp"  # cut to [log_std_min, log_std_max]
+    tanh = "tanh"  # squashed into it
+
+
+class AlphaOn(StrEnum):
+    current = "current"  # entropy at the states of the batch; learned with the actor
+    next = "next"  # at their next states; learned with the critic, no extra forward
+
+
+class SACOptimizer(StrEnum):
+    adam = "adam"
+    adamw = "adamw"
+
+
+@dataclass
+class SACNetworkConfig:
+    actor_hidden: list[int] = field(default_factory=lambda: [256, 256])
+    critic_hidden: list[int] = field(default_factory=lambda: [256, 256])
+    activation: str = "relu"  # tanh | elu | relu | silu
+    norm: NetworkNorm = NetworkNorm.none
+    zero_init_heads: bool = False  # of the actor: mean 0, log_std in the middle of its range (tanh mode)
+    log_std_mode: LogStdMode = LogStdMode.clamp
+    log_std_min: float = -20.0
+    log_std_max: float = 2.0
+    num_critics: int = 2
+    critic_head: CriticHead = CriticHead.scalar
+    num_atoms: int = 101  # of c51, evenly spaced over [v_min, v_max], in scaled reward
+    v_min: float = -20.0
+    v_max: float = 20.0
+    picture_features: int = 128  # width after the convolutions, where observations hold pictures
+
+
+@dataclass
+class SACConfig(OffPolicyConfig):
+    tau: float = 0.005  # share of the online critics that enters the target critics at each gradient step
+    target_reduce: TargetReduce = TargetReduce.min
+    actor_reduce: ActorReduce = ActorReduce.min
+    policy_delay: int = 1  # critic updates for each actor update
+    # Entropy is that of actions in [-1, 1] whatever the environment's units; target = -ratio * action dims.
+    alpha_init: float = 1.0
+    alpha_on: AlphaOn = AlphaOn.current
+    target_entropy_ratio: float = 1.0
+    target_entropy: float | None = None  # nats; overrides the ratio
+    optimizer: SACOptimizer = SACOptimizer.adam
+    actor_lr: float = 3e-4
+    critic_lr: float = 3e-4
+    alpha_lr: float = 3e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0  # of adamw; never on alpha
+    lr_final_fraction: float = 1.0  # all learning rates fall linearly to this share of themselves
+    max_grad_norm: float = 0.0  # 0: no clipping
+    obs_norm: bool = False  # running mean and std of what the environments showed
+    obs_norm_eps: float = 1e-2  # added to the std
+    reward_scale: float = 1.0
+    compile: bool = False  # torch.compile of losses and their gradients
+    network: SACNetworkConfig = field(default_factory=SACNetworkConfig)
