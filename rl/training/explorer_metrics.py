@@ -1,0 +1,31 @@
+"""Numbers of collected episodes: every reward component raw and scaled, and early signs of a collapse."""
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from rl.data.intrinsic import Components
+from rl.training.reward_model import Scores
+from rl.types import EpisodeRecord
+
+
+def reward_metrics(
+    raw: Components, scaled: Components, reward_EN: Tensor, scores: Scores,
+    records: list[EpisodeRecord], action_mask: npt.NDArray[np.bool_],
+) -> dict[str, float]:  # fmt: skip
+    """Means over decisions (`reward_*`), sums over an episode (`return_*`), and what they are made of."""
+    line = {f"reward_raw_{k}": float(v.mean()) for k, v in raw.items()}
+    line |= {f"return_raw_{k}": float(v.sum(1).mean()) for k, v in raw.items()}
+    line |= {f"reward_scaled_{k}": float(v.mean()) for k, v in scaled.items()}
+    line |= {
+        "reward": float(reward_EN.mean()),
+        "reward_std": float(reward_EN.std()),
+        "return": float(reward_EN.sum(1).mean()),
+    }
+    line["divergence_mean"] = float(scores.divergence.mean())
+    line["divergence_last"] = float(scores.divergence[:, -1].mean())
+    line["wm_nll"] = float(scores.nll.mean())
+    actions = np.stack([r.actions for r in records])[..., action_mask]
+    line["action_std"] = float(actions.std((0, 1)).mean())
+    line["action_at_bound"] = float((np.abs(actions) >= 1 - 1e-6).mean())
+    return line

@@ -1,0 +1,51 @@
+"""Two ranks of the student, for test_student_two_ranks: one launch, because each costs seconds."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl.training import cli
+from rl.training.parallel_utils import ParallelContext, parameter_hash
+from rl.training.student_phase import StudentPhase
+from rl.training.train_student_rl import main
+from tests.training.student_runs import flags
+
+
+def straight_and_resumed(world: ParallelContext, teacher: str, place: str) -> dict[str, Any]:
+    """Four episodes at once, and two and two after a resume; one environment a rank."""
+    close, phase_close, update = ParallelContext.close, StudentPhase.close, StudentPhase.update
+    seen: list[dict[str, Any]] = []
+    rewards: list[float] = []
+
+    def counted(phase: StudentPhase, progress: float) -> dict[str, float]:
+        rewards.append(float(phase.reward_REN.sum()))
+        return update(phase, progress)
+
+    def note(phase: StudentPhase) -> None:
+        found = {
+            "hash": parameter_hash(phase.model.wrapped), "rewards": list(rewards), "scale": phase.scale.mean.tolist(),
+            "indices": [e.index for e in phase.buffer.episodes], "count": phase.scale.count,
+            "frames": [int(e.ids_FL.long().sum()) for e in phase.buffer.episodes],
+            "optimizer": float(sum(s["exp_avg"].double().abs().sum() for s in phase.model.optimizer.state.values())),
+        }  # fmt: skip
+        seen.append(found)
+        rewards.clear()
+        phase_close(phase)
+
+    ParallelContext.close = lambda self: None  # type: ignore[method-assign]
+    StudentPhase.close, StudentPhase.update = note, counted  # type: ignore[method-assign]
+    codes = []
+    try:
+        for run, episodes, extra in [("straight", 4, []), ("resumed", 2, []), ("resumed", 4, ["--auto_resume"])]:
+            settings = ["training.num_envs=1", "student.ppo.minibatches=1"]
+            torch.manual_seed(world.rank)  # ranks must not depend on equal global generators
+            try:
+                argv = flags(Path(teacher), Path(place) / run, episodes, *settings, *extra)
+                cli.run_main("student", main, argv)
+            except SystemExit as e:
+                codes.append(e.code)
+    finally:
+        ParallelContext.close = close  # type: ignore[method-assign]
+        StudentPhase.close, StudentPhase.update = phase_close, update  # type: ignore[method-assign]
+    return {"codes": codes, "runs": seen}
