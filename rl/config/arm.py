@@ -1,0 +1,39 @@
+"""`train.sh arm`: reaching with a Franka arm."""
+
+from dataclasses import dataclass
+
+from rl.config.policy_run import PolicyRunConfig
+
+
+@dataclass
+class ArmConfig(PolicyRunConfig):
+    steps: int = 100_000  # environment steps
+    physics: bool = False  # a simulated arm (SAPIEN) instead of kinematics
+    vision: bool = False  # three cameras instead of the target's coordinates
+    image_size: int = 64  # px, of each camera
+    frame_stack: int = 4
+    reach_bonus: bool = False  # +10 once an episode, and a flag in the observation that says so
+    save_every: int = 20_000  # environment steps
+    log_every: int = 2_000
+    eval_every: int = 20_000
+    compare: bool = False  # all algorithms, one after another
+    compare_steps: int = 50_000
+    compare_seeds: int = 1  # from training.seed on
+
+    @property
+    def task(self) -> str:
+        """Id of the environment."""
+        return "VisionArmReach-v1" if self.vision else "ArmReachPhysics-v1" if self.physics else "ArmReach-v1"
+
+
+def check_arm(arm: ArmConfig) -> None:
+    """Raises ValueError naming key and remedy."""
+    if arm.vision and arm.physics:
+        raise ValueError("arm.vision and arm.physics are both true; the arm that cameras see is kinematic, choose one")
+    if arm.vision and arm.reach_bonus:
+        raise ValueError("arm.reach_bonus needs a flag in the observation, which VisionArmReach does not have")
+    for name in ("steps", "compare_steps", "compare_seeds", "frame_stack"):
+        if getattr(arm, name) < 1:
+            raise ValueError(f"arm.{name} is {getattr(arm, name)}; it must be at least 1")
+    if not 36 <= arm.image_size <= 1024:
+        raise ValueError(f"arm.image_size is {arm.image_size} px; it must lie between 36 and 1024")

@@ -1,0 +1,109 @@
+"""From a configuration to what learns or acts: PPO and A2C, SAC and FASTSAC, DIT."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl import config as rl_config
+from rl.config import BLOCKS, Config
+from rl.envs import registry
+from rl.envs.registry import TaskOptions
+from rl.envs.vector import VectorEnv
+from rl.training.checkpoint import load_strict
+from rl.training.off_policy_phase import OffPolicyPhase
+from rl.training.on_policy_phase import OnPolicyPhase
+from rl.training.parallel_utils import ParallelContext
+from rl.training.policy_evaluation import Policy
+
+AlgorithmPhase = OnPolicyPhase | OffPolicyPhase
+MIN_GPU_ENVS = 512  # fewer environments do not pay for a GPU
+
+
+def task_options(cfg: Config, run: str, *, random_phase: bool = True, render: bool = False) -> TaskOptions:
+    """What the block `run` asks of its task."""
+    if run == "rl":
+        return TaskOptions(random_phase=random_phase, render=render)
+    return TaskOptions(random_phase, cfg.arm.reach_bonus, cfg.arm.image_size, cfg.arm.frame_stack, render)
+
+
+def num_envs(cfg: Config, run: str) -> int:
+    """Environments per process."""
+    return settings(cfg, run).num_envs
+
+
+def settings(cfg: Config, run: str) -> Any:
+    """Block of the algorithm of `run`."""
+    return getattr(cfg, BLOCKS[rl_config.policy_run(cfg, run).algorithm])
+
+
+def steps_per_iteration(cfg: Config, run: str, world_size: int) -> int:
+    """Environment steps of one iteration of the training loop, over all environments and processes."""
+    block = settings(cfg, run)
+    on_policy = BLOCKS[rl_config.policy_run(cfg, run).algorithm] == "ppo"
+    return (block.n_steps if on_policy else block.vector_steps) * block.num_envs * world_size
+
+
+def prefer_small_machine(cfg: Config, run: str) -> None:
+    """Where the network is small, observations are numbers and environments are few: the CPU instead of `auto`, and
+    one thread instead of all cores (more cost more in waiting than they give)."""
+    task = rl_config.task_of(cfg, run)
+    if task in registry.PIXEL_TASKS or rl_config.policy_run(cfg, run).algorithm == "DIT":
+        return
+    if cfg.training.device == "auto" and num_envs(cfg, run) < MIN_GPU_ENVS:
+        cfg.training.device = "cpu"
+    if cfg.training.device == "cpu" and cfg.training.num_threads == 0:
+        cfg.training.num_threads = 1
+
+
+def make_env(cfg: Config, run: str, count: int, device: torch.device, seed: int, **options: Any) -> VectorEnv:
+    """`count` environments of the run's task; `options` as in `task_options`."""
+    task = rl_config.task_of(cfg, run)
+    return registry.make_vector_env(task, count, device, seed=seed, options=task_options(cfg, run, **options))
+
+
+def build_phase(cfg: Config, run: str, env: VectorEnv, ctx: ParallelContext, total: int) -> AlgorithmPhase:
+    """Collective. The phase that trains the algorithm of `run` for `total` environment steps over all processes.
+
+    Raises ValueError for spaces and settings that do not go together and for a replay that does not fit.
+    """
+    algorithm = rl_config.policy_run(cfg, run).algorithm
+    if BLOCKS[algorithm] == "ppo":
+        return OnPolicyPhase(cfg, env, ctx, total, name=algorithm.lower())
+    stack = cfg.arm.frame_stack if rl_config.task_of(cfg, run) in registry.PIXEL_TASKS else 1
+    return OffPolicyPhase(cfg, env, ctx, total, name=algorithm.lower(), frame_stack=stack)
+
+
+def acting(phase: AlgorithmPhase) -> Policy:
+    """The deterministic policy of a phase."""
+    return Policy(phase.act, phase.greedy.begin)
+
+
+def generator_of(phase: AlgorithmPhase) -> torch.Generator | None:
+    """The random stream that acting takes from."""
+    return phase.actor.generator if isinstance(phase, OnPolicyPhase) else phase.learner.generator
+
+
+def weights(phase: AlgorithmPhase) -> dict[str, Any]:
+    """What `load_weights` needs to act again: parameters and statistics of normalisers."""
+    if isinstance(phase, OnPolicyPhase):
+        return {"model": phase.policy.state_dict(), "statistics": phase.actor.statistics()}
+    return {"model": phase.learner.networks.state_dict(), "statistics": {}}
+
+
+def load_weights(phase: AlgorithmPhase, model: dict[str, Tensor], statistics: dict[str, Any], source: str) -> None:
+    """Raises ValueError for another architecture."""
+    if isinstance(phase, OnPolicyPhase):
+        load_strict(phase.policy, model, source)
+        phase.actor.load_statistics(statistics)
+    else:
+        load_strict(phase.learner.networks, model, source)
+
+
+def check_exportable(cfg: Config, run: str) -> None:
+    """Raises ValueError where the deterministic policy is no function of the observation alone."""
+    algorithm = rl_config.policy_run(cfg, run).algorithm
+    if algorithm == "DIT":
+        raise ValueError("DIT draws actions at random and cannot be exported as a function; leave --export out")
+    if BLOCKS[algorithm] == "ppo" and cfg.ppo.network.lstm:
+        raise ValueError("a policy with an LSTM keeps a state between calls and cannot be exported; leave --export out")

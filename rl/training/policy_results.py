@@ -1,0 +1,56 @@
+"""What a finished run of arm or rl says: final evaluation, result file, exported policy."""
+
+import json
+import logging
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from rl import config as rl_config
+from rl.training import cli, policy_export, provenance
+from rl.training.atomic_io import write_atomic
+from rl.training.policy_phase import PolicyPhase
+from rl.training.run_dir import RunDir
+
+log = logging.getLogger(__name__)
+RESULT = "result.json"
+
+
+def finish(args: cli.Args, phase: PolicyPhase, run: RunDir) -> None:
+    """Rank 0: measures the final policy on fresh episodes, writes result.json (and --json), exports when asked to."""
+    if not phase.ctx.is_main:
+        return
+    block = rl_config.policy_run(args.config, args.phase)
+    numbers = phase.evaluation(block.final_episodes, block.eval_seed + 1).numbers()
+    result = {
+        "algorithm": block.algorithm, "task": rl_config.task_of(args.config, args.phase),
+        "seed": args.config.training.seed, "env_steps": phase.env_steps, **numbers,
+        "steps_per_second": phase.env_steps / max(phase.seconds, 1e-9), "wall_seconds": phase.seconds,
+        "best": phase.best, "curve": phase.curve, "run": str(run.path.name), "machine": provenance.machine(),
+        "command": f"python -m rl.training.train_{args.phase} " + shlex.join(provenance.redact(sys.argv[1:])),
+    }  # fmt: skip
+    if block.export:
+        result["export"] = policy_export.export(phase.inner.greedy, phase.inner.env, run.path / "export")
+    write_atomic(run.path / RESULT, json.dumps(result, indent=1) + "\n")
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(args.json, json.dumps(result, indent=1) + "\n")
+    print(sentence(result))
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """The result in one line."""
+    measured = f"return {result['mean_return']:.2f}"
+    if result["success_rate"] is not None:
+        low, high = result["success_interval"]
+        measured = f"success {result['success_rate']:.3f} [{low:.3f}, {high:.3f}], {measured}"
+    head = f"{result['algorithm']} on {result['task']}, seed {result['seed']}: {measured}"
+    cost = f"{result['env_steps']} steps in {result['wall_seconds']:.1f} s ({result['steps_per_second']:.0f} steps/s)"
+    return f"{head} over {result['episodes']} episodes after {cost}"
+
+
+def read(run: Path) -> dict[str, Any] | None:
+    """result.json of a run that is done, else None."""
+    path = run / RESULT
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

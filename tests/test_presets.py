@@ -1,0 +1,79 @@
+"""Presets of algorithms and tasks, and how they are merged."""
+
+from pathlib import Path
+
+import pytest
+
+from rl import config as C
+from rl.config import presets
+
+NAMES = sorted(p.stem for p in (C.CONFIG_DIR / "algo").glob("*.yaml"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration folder with one algorithm and one task preset."""
+    for name, text in {
+        "algo/ppo_reach.yaml": "ppo: {n_steps: 11, gamma: 0.5, num_envs: 3}\n",
+        "task/ArmReach-v1.yaml": "ppo: {gamma: 0.6, n_epochs: 4}\narm: {eval_episodes: 7}\n",
+        "task/ArmReach-v1.ppo.yaml": "ppo: {n_epochs: 5}\n",
+        "mine.yaml": "ppo: {n_steps: 2, clip_range: 0.4}\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(presets, "CONFIG_DIR", tmp_path)
+    return tmp_path
+
+
+def test_defaults_file_algorithm_task_and_command_line_win_in_this_order(folder: Path) -> None:
+    config = C.load(folder / "mine.yaml", ["ppo.num_envs=9"], "arm")
+    assert config.ppo.clip_range == 0.4  # file over defaults
+    assert config.ppo.n_steps == 11  # algorithm over file
+    assert (config.ppo.gamma, config.arm.eval_episodes) == (0.6, 7)  # task over algorithm
+    assert config.ppo.n_epochs == 5  # task and algorithm over task
+    assert config.ppo.num_envs == 9  # command line over all
+    assert C.load(folder / "mine.yaml").ppo.n_steps == 2  # without a run there are no presets
+
+
+def test_a_preset_chosen_by_name_is_not_changed_by_what_is_tuned_for_task_and_algorithm(folder: Path) -> None:
+    config = C.load(folder / "mine.yaml", ["arm.preset=ppo_reach"], "arm")
+    assert (config.ppo.gamma, config.ppo.n_epochs) == (0.6, 4)
+
+
+def test_the_number_of_environments_goes_to_the_block_of_the_algorithm(folder: Path) -> None:
+    assert C.load(folder / "mine.yaml", ["arm.num_envs=5"], "arm").ppo.num_envs == 5
+    assert C.load(folder / "mine.yaml", ["arm.compile=false", "ppo.compile=true"], "arm").ppo.compile is False
+
+
+def test_an_unknown_preset_or_algorithm_names_the_nearest_one(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"arm\.preset 'ppo_reech' is unknown; did you mean ppo_reach\?"):
+        C.load(None, ["arm.preset=ppo_reech"], "arm")
+    with pytest.raises(ValueError, match=r"arm\.algorithm 'FASTSACK' is unknown; did you mean FASTSAC"):
+        C.load(None, ["arm.algorithm=FASTSACK"], "arm")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_preset_of_an_algorithm_loads(name: str) -> None:
+    assert isinstance(C.load(None, [f"rl.preset={name}"], "rl"), C.Config)
+
+
+@pytest.mark.parametrize("algorithm", C.ALGORITHMS)
+def test_every_algorithm_has_its_presets(algorithm: str) -> None:
+    for run in ("arm", "rl"):
+        files = presets.preset_files(run, C.load(None, [f"{run}.algorithm={algorithm}"]))
+        assert files[0].is_file()
+
+
+def test_settings_that_exclude_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="choose one"):
+        C.load(None, ["arm.vision=true", "arm.physics=true"], "arm")
+    with pytest.raises(ValueError, match="reach_bonus"):
+        C.load(None, ["arm.vision=true", "arm.reach_bonus=true"], "arm")
+    with pytest.raises(ValueError, match=r"arm\.image_size is 20 px"):
+        C.load(None, ["arm.image_size=20"], "arm")
+
+
+def test_intervals_of_rl_are_shares_of_the_run_unless_given() -> None:
+    config = C.load(None, ["rl.max_iterations=1001", "rl.save_every=7"])
+    assert C.intervals(config, "rl") == C.Intervals(1001, 7, 6, 101)
+    assert C.intervals(config, "arm") == C.Intervals(100_000, 20_000, 2_000, 20_000)

@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from rl import config as rl_config
+from rl.training import arm_compare, train_arm
+from tests.training import policy_runs
+from tests.training.teacher_runs import run_here
+
+SMALL = [
+    "ppo.num_envs=4", "ppo.n_steps=16", "ppo.minibatch_size=0", "ppo.network.hidden=[8]", "arm.eval_every=64",
+    "arm.eval_episodes=2", "arm.final_episodes=4", "logging.tensorboard=false", "--device", "cpu",
+]  # fmt: skip
+
+
+def fake(algorithm: str, seed: int, rate: float) -> dict:
+    curve = [{"env_steps": 50, "success_rate": rate / 2, "mean_return": -30.0}]
+    return {
+        "algorithm": algorithm, "task": "ArmReach-v1", "seed": seed, "env_steps": 100, "success_rate": rate,
+        "episodes": 100, "mean_return": -20.0, "steps_per_second": 10.0, "wall_seconds": 10.0, "curve": curve,
+    }  # fmt: skip
+
+
+def test_algorithms_are_compared_with_the_same_seeds_and_the_comparison_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rl_config, "ALGORITHMS", ("PPO", "A2C"))
+    argv = ["--compare", "--compare-steps", "128", "--compare_seeds", "2", "--output_dir", str(tmp_path), *SMALL]
+    assert run_here(train_arm.main, argv, "arm") == 0
+    places = [tmp_path / f"{a}_seed{s}" for a in ("ppo", "a2c") for s in (0, 1)]
+    assert all(policy_runs.result(p)["env_steps"] == 128 for p in places)
+    table = (tmp_path / "comparison.md").read_text()
+    assert "| PPO | 0 1 |" in table and "| A2C | 0 1 |" in table
+    assert (tmp_path / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert len(json.loads((tmp_path / "comparison.json").read_text())["runs"]) == 4
+    times = [(p / "result.json").stat().st_mtime_ns for p in places]
+    (places[3] / "result.json").unlink()  # as if it had been stopped before its end
+    assert run_here(train_arm.main, argv, "arm") == 0
+    again = [(p / "result.json").stat().st_mtime_ns for p in places]
+    assert again[:3] == times[:3] and again[3] != times[3]
+
+
+def test_the_interval_is_over_the_episodes_of_all_seeds() -> None:
+    table = arm_compare.markdown([fake("PPO", 0, 0.9), fake("PPO", 1, 0.7), fake("SAC", 0, 1.0)], 100)
+    assert "| PPO | 0 1 | 0.800 [0.739, 0.850] | -20.00 | 10 | 10 |" in table  # Wilson, 160 of 200
+    assert "| SAC | 0 | 1.000 [0.963, 1.000] |" in table
+
+
+def test_flags_of_a_single_run_do_not_go_with_a_comparison(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    assert run_here(train_arm.main, ["--compare", "--overwrite", "--output_dir", str(tmp_path)], "arm") == 4
+    assert "leave --resume and --overwrite out" in capfd.readouterr().err
