@@ -1,4 +1,4 @@
-"""`train.sh evaluate`: measures a checkpoint on held-out scenes."""
+"""`train.sh evaluate`: measures a checkpoint on held-out scenes, beside random actions in the same scenes."""
 
 import json
 import logging
@@ -7,106 +7,86 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rl import config as rl_config
-from rl.data.statistics import Interval
-from rl.normalizers import Normalizer
 from rl.suppress_logs import suppress_logs
 from rl.training import cli, provenance
 from rl.training.atomic_io import write_atomic
-from rl.training.checkpoint import load_strict, open_checkpoint
-from rl.training.collector import EpisodeCollector, RandomActions
+from rl.training.evaluation.acting import chosen_policy, find_actor, per_episode_file
+from rl.training.evaluation.loading import load_run, weights_of
+from rl.training.evaluation.measure import BASELINE, Measurement, Result
+from rl.training.evaluation.output import comparison_table, episode_rows, measures_table, result_data
 from rl.training.gpu import setup_sapien_gpu
 from rl.training.logging_setup import setup_logging
-from rl.training.model_setup import build_for_loading
 from rl.training.parallel_utils import ParallelContext
-from rl.training.progress import Progress
-from rl.training.world_model_data import WorldModelData
-from rl.training.world_model_evaluation import WorldModelEvaluator, summarise
-from rl.types import EpisodeRecord
 
 log = logging.getLogger("rl.training.evaluate_rl")
-HEADLINES = (
-    "greedy_minus_copy/psnr", "soft_minus_copy/psnr", "latent_minus_copy/psnr", "shuffled_minus_true/nll",
-    "generated_minus_copy/accuracy", "no_memory_minus_true/nll",
-)  # fmt: skip
 
 
-def collect_held_out(cfg: rl_config.Config, arch: rl_config.F1Config, device: str) -> list[EpisodeRecord]:
-    """Random-action episodes of seeds that no training uses, each in a scene of its own."""
-    cfg.environment.scene_reset_interval = 1
-    count, seed = cfg.evaluation.num_episodes, cfg.evaluation.seed
-    if seed < rl_config.HELD_OUT_SEED:
-        raise ValueError(f"evaluation.seed is {seed}; held-out seeds begin at {rl_config.HELD_OUT_SEED}")
-    cfg.training.num_envs = 1
-    collector = EpisodeCollector(cfg, "teacher", 0, device, arch.n_obs_img_steps, arch.obs_img_stride, seed)
-    act = RandomActions(seed, 0, collector.action_mask, 1)
-    progress, records = Progress(count, log_every=max(1, count // 4)), []
-    for _ in range(count):
-        records += collector.collect_steps(collector.steps_per_episode, act)
-        progress.update(len(records), len(records) * collector.steps_per_episode, {})
-    progress.close()
-    collector.close()
-    return records
-
-
-def evaluate_teacher(args: cli.Args, ctx: ParallelContext) -> dict[str, Any]:
-    if args.checkpoint is None:
-        raise ValueError("--checkpoint DIR is missing: a checkpoint-N or a run directory")
-    saved = open_checkpoint(args.checkpoint)
-    cfg, arch = run_config(args, saved.path.parent)
-    policy = build_for_loading(cfg, arch, ctx.device)
-    load_strict(policy, saved.read("model.pt"), saved.path)
-    training = saved.read("training_state.pt")
-    states = Normalizer(training["states"]["mask"])
-    states.load_state_dict(training["states"])
-    data = WorldModelData(policy, states, cfg.environment.instruction, cache_vision=True)
-    records = collect_held_out(cfg, arch, "cpu" if ctx.device.type == "cpu" else f"cuda:{ctx.device.index or 0}")
-    numbers = WorldModelEvaluator(policy, data, ctx, cfg.evaluation.seed).evaluate(records)
-    intervals = summarise(numbers, cfg.evaluation.bootstrap_samples, cfg.evaluation.seed)
-    return {
-        "phase": "teacher", "checkpoint": saved.path.name, "seed": cfg.evaluation.seed, "episodes": len(numbers),
-        "command": "python -m rl.training.evaluate_rl " + shlex.join(sys.argv[1:]),
-        "machine": provenance.machine(),
-        "measures": {k: vars(v) for k, v in intervals.items()},
-        "per_episode": [{"episode": n.index, **n.values} for n in numbers],
+def evaluate(args: cli.Args, ctx: ParallelContext) -> dict[str, Any]:
+    """Measures, prints and writes; the result as JSON data. Everything is loaded before a simulator starts."""
+    run = load_run(args.checkpoint, "--checkpoint", args, ctx.device, args.eval_phase)
+    actor = find_actor(args, run, ctx.device)
+    teacher = None if args.teacher is None else load_run(args.teacher, "--teacher_checkpoint", args, ctx.device)
+    acting, e = chosen_policy(run.cfg, actor), run.cfg.evaluation
+    measurement = Measurement(run, actor, acting, ctx)
+    result = measurement.all(teacher)
+    data = {
+        "phase": run.phase, "checkpoint": run.saved.path.name, "weights": weights_of(run.saved), "actor": weights_of(actor.saved),
+        "teacher": None if teacher is None else weights_of(teacher.saved), "seed": e.seed,
+        "steps_per_episode": run.cfg.training.steps_per_episode,
+        "command": "python -m rl.training.evaluate_rl " + shlex.join(provenance.redact(sys.argv[1:])),
+        "machine": provenance.machine(), "versions": provenance.package_versions(), **result_data(result),
     }  # fmt: skip
+    if e.video:
+        assert args.json is not None
+        data["videos"] = [
+            str(p.relative_to(args.json.parent)) for p in measurement.videos(result, args.json.with_suffix(".videos"))
+        ]
+    measurement.close()
+    show(result, data)
+    if args.json is not None:
+        write(args.json, result, data)
+    return data
 
 
-def run_config(args: cli.Args, run: Path) -> tuple[rl_config.Config, rl_config.F1Config]:
-    """The configuration and architecture the run was trained with, under what the command line says."""
-    cfg, arch = args.config, args.arch
-    if (run / "config.yaml").is_file():
-        cfg = rl_config.load(run / "config.yaml", args.overrides)
-    if (run / "model_config.yaml").is_file():
-        given = [o for o in args.overrides if o.startswith("model.config_file=")]
-        given += [f"arch.{o}" for o in args.arch_overrides]
-        if given:
-            what = given[0].replace('"', "")
-            raise ValueError(f"{what}: the architecture of a checkpoint is that of {run}/model_config.yaml; drop it")
-        arch = rl_config.load_model(str(run / "model_config.yaml"))
-    return cfg, arch
+def show(result: Result, data: dict[str, Any]) -> None:
+    acting = data["policy"]
+    print(f"{data['checkpoint']} ({data['phase']}), {data['episodes']} held-out episodes, {acting} actions")
+    print("mean [95 % interval over episodes]")
+    print(measures_table(next(iter(result.policies.values()))))
+    if result.against_baseline:
+        print(f"\nthe same scenes with {BASELINE} actions, paired")
+        print(comparison_table(result.against_baseline, acting, BASELINE))
+    for whose, rows in result.against_teacher.items():
+        print(f"\nthis world model against that of --teacher_checkpoint, states of {whose} actions")
+        print(comparison_table(rows, "this", "teacher"))
+    for note in result.notes:
+        print(f"note: {note}")
+    print(f"machine: {data['machine']}")
 
 
-def table(measures: dict[str, dict[str, Any]]) -> str:
-    """Measures as text, the deciding differences first."""
-    names = [n for n in HEADLINES if n in measures] + sorted(n for n in measures if n not in HEADLINES)
-    width = max(len(n) for n in names)
-    return "\n".join(f"{n:<{width}}  {Interval(**measures[n])}" for n in names)
+def write(path: Path, result: Result, data: dict[str, Any]) -> None:
+    """The file of --json, and the numbers of single episodes beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(row) + "\n" for row in episode_rows(result))
+    write_atomic(per_episode_file(path), lines)
+    write_atomic(path, json.dumps(data, indent=1) + "\n")
+
+
+def check(args: cli.Args) -> None:
+    """Raises ValueError for what can be refused at once."""
+    if args.config.evaluation.video and args.json is None:
+        raise ValueError("--video needs --json FILE: videos are written beside it")
+    if args.json is not None and args.json.suffix != ".json":
+        raise ValueError(f"--json {args.json}: the name must end in .json, numbers of episodes go to .jsonl beside it")
 
 
 def main(args: cli.Args) -> None:
-    if args.eval_phase not in (None, "teacher"):
-        raise ValueError(f"--phase {args.eval_phase} is not available in this version; there is: teacher")
+    check(args)
     setup_sapien_gpu()
     suppress_logs()
     ctx = ParallelContext.create(args.config.training)
     setup_logging(args.config.logging)
-    result = evaluate_teacher(args, ctx)
-    print(f"{result['checkpoint']}, {result['episodes']} held-out episodes, mean [95 % interval over episodes]")
-    print(table(result["measures"]))
-    print(f"machine: {result['machine']}")
-    if args.json is not None:
-        write_atomic(args.json, json.dumps(result, indent=1) + "\n")
+    evaluate(args, ctx)
     ctx.close()
 
 

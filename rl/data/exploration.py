@@ -1,0 +1,53 @@
+"""How much of its world an explorer has seen: measures of finished episodes, from what only the simulator knows.
+
+Letters: F frames, K objects, N and R token maps, L tokens of a map.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.floating]
+Bools = npt.NDArray[np.bool_]
+
+
+def rotation_axes(quaternions_F4: Array) -> tuple[Array, Array]:
+    """Directions (F, 3) of the rotated x and z axis; unit quaternions wxyz, q and -q give the same."""
+    w, x, y, z = np.asarray(quaternions_F4, np.float64).T
+    x_axis = np.stack([1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y)], -1)
+    z_axis = np.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], -1)
+    return x_axis, z_axis
+
+
+def pose_voxels(poses_F7: Array, cell: float, direction_cell: float) -> set[tuple[int, ...]]:
+    """Cells of wrist poses that were visited: position in cubes of `cell` metres, and orientation coarsely, as the
+    directions of x and z axis in cubes of `direction_cell` (unit vectors, so 0.5 makes about 45 degrees).
+
+    poses_F7: position (m) and quaternion wxyz. Cubes are centred on multiples of their size.
+    """
+    poses = np.asarray(poses_F7, np.float64)
+    axes = np.concatenate(rotation_axes(poses[:, 3:]), 1)
+    cells = np.concatenate([poses[:, :3] / cell, axes / direction_cell], 1)
+    return {tuple(row) for row in np.floor(cells + 0.5).astype(int).tolist()}
+
+
+def farthest_moved(positions_FK3: Array) -> Array:
+    """How far each object was ever from where it stood first (K,), in m."""
+    offset = np.asarray(positions_FK3, np.float64) - positions_FK3[:1]
+    return np.linalg.norm(offset, axis=-1).max(0)
+
+
+def moved_objects(positions_FK3: Array, least: float) -> tuple[int, float]:
+    """Objects that were moved by at least `least` m, and the sum of their distances in m."""
+    far = farthest_moved(positions_FK3)
+    moved = far[far >= least]
+    return len(moved), float(moved.sum())
+
+
+def novel_maps(maps_NL: npt.NDArray[np.integer], reference_RL: npt.NDArray[np.integer], overlap: float) -> Bools:
+    """(N,): no map of the reference has at least the share `overlap` of its tokens in common with this one.
+
+    An overlap of 1 asks for an equal map.
+    """
+    needed = int(np.ceil(overlap * maps_NL.shape[1] - 1e-9))
+    known = [((row == reference_RL).sum(1) >= needed).any() for row in maps_NL]
+    return ~np.array(known, np.bool_)

@@ -1,0 +1,1 @@
+"""What `train.sh evaluate` is made of: a checkpoint, somebody who acts, the same scenes for everybody, measures."""
