@@ -15,8 +15,8 @@ usage: bash train.sh PHASE [NUM_PROCESSES] [ENVS_PER_PROCESS] [--flags] [block.k
   evaluate     measure a checkpoint on held-out scenes
   tokenizer    train the picture tokenizer
   pipeline     all phases one after another
-  arm          PPO, A2C, SAC and others on the arm-reaching tasks
-  rl           the same on Isaac Lab tasks
+  arm          PPO, A2C, SAC, FASTSAC and DIT on the arm-reaching tasks
+  rl           the same on any task by its id
   play         watch a trained policy
   doctor       check this machine: versions, devices, a rendered test frame
   plan         estimate memory and time of a run
@@ -76,7 +76,7 @@ main() {
             --accelerate_config) accelerate_config="${2:-}"; [[ -n $accelerate_config ]] || die "--accelerate_config needs a file"; shift ;;
             --accelerate_config=*) accelerate_config="${1#*=}" ;;
             -h | --help) help=yes; args+=(--help) ;;
-            --num_envs | --num_envs=*) explicit_envs=yes; args+=("$1") ;;
+            --num_envs | --num_envs=* | --num-envs | --num-envs=*) explicit_envs=yes; args+=("$1") ;;
             *) args+=("$1") ;;
         esac
         shift
@@ -84,6 +84,12 @@ main() {
     [[ -z $envs || -z $explicit_envs ]] || die "ENVS_PER_PROCESS and --num_envs both say how many environments; give only one"
     [[ -z $envs ]] || args=(--num_envs "$envs" ${args[@]+"${args[@]}"})
     [[ -z $accelerate_config || -f $accelerate_config ]] || die "--accelerate_config: no file '$accelerate_config'"
+
+    if [[ $phase == pipeline ]]; then # its phases are launched by itself, one after another
+        [[ -z $accelerate_config ]] || die "pipeline takes no --accelerate_config; start the phases one by one"
+        [[ -z $processes ]] || args=(--num_processes "$processes" ${args[@]+"${args[@]}"})
+        processes=1
+    fi
 
     if [[ -n $help || $phase == plan || $phase == watch ]]; then
         F1_SETUP_SKIP_VULKAN=1 bash "$REPO/setup.sh" >&2

@@ -6,8 +6,9 @@ M tokens predicted, R scales predicted.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -20,11 +21,20 @@ from f1_vla.world_model import StepContext, tail_accuracy, token_nll
 from kernels import BlockMask
 
 if TYPE_CHECKING:
+    from f1_vla.denoise import Denoiser
     from f1_vla.policy import F1Policy
 
 
-def look_ahead(policy: F1Policy, batch: F1Batch, h: Tensor, num_scales: int, sampling: Sampling) -> Foresight:
-    """Prefix call with cache, then the roll-out over `num_scales` scales. One step (T == 1)."""
+def look_ahead(
+    policy: F1Policy,
+    batch: F1Batch,
+    h: Tensor,
+    num_scales: int,
+    sampling: Sampling,
+    reserve: Callable[[int, int, torch.device], KVCache] = KVCache.reserve,
+) -> Foresight:
+    """Prefix call with cache, then the roll-out over `num_scales` scales. One step (T == 1). reserve: makes the empty
+    cache of (rows, tokens, device); not asked with gradients."""
     und, und_valid = policy.und_inputs(batch)
     und, und_valid = und[:, 0], und_valid[:, 0]
     h = policy.reset_memory(batch, h, 0)
@@ -44,7 +54,7 @@ def look_ahead(policy: F1Policy, batch: F1Batch, h: Tensor, num_scales: int, sam
         positions_of(valid),
         policy.blocks(und.shape[1], 1),
         valid,
-        cache=None if torch.is_grad_enabled() else KVCache.reserve(batch.size, room, policy.device),
+        cache=None if torch.is_grad_enabled() else reserve(batch.size, room, policy.device),
         keep_cache=True,
     )
     assert cache is not None
@@ -62,6 +72,13 @@ def look_ahead(policy: F1Policy, batch: F1Batch, h: Tensor, num_scales: int, sam
     )
 
 
+class HasCache(Protocol):
+    """What an action suffix runs on: a `Foresight`, or a stored prefix."""
+
+    @property
+    def cache(self) -> KVCache: ...
+
+
 @dataclass(frozen=True)
 class SuffixPlan:
     """What every action suffix on top of one foresight shares: positions, blocks and mask, made once."""
@@ -72,7 +89,7 @@ class SuffixPlan:
     mask: BlockMask
 
 
-def plan_suffix(policy: F1Policy, foresight: Foresight, num_actions: int) -> SuffixPlan:
+def plan_suffix(policy: F1Policy, foresight: HasCache, num_actions: int) -> SuffixPlan:
     """The state is a block of its own, the actions are one that sees it; both see everything cached."""
     cache, n = foresight.cache, num_actions + 1
     device = cache.valid.device
@@ -85,7 +102,7 @@ def plan_suffix(policy: F1Policy, foresight: Foresight, num_actions: int) -> Suf
 
 def velocity(
     policy: F1Policy,
-    foresight: Foresight,
+    foresight: HasCache,
     state_BS: Tensor,
     x_BQA: Tensor,
     time_B: Tensor,
@@ -96,6 +113,28 @@ def velocity(
     suffix = policy.flow.embed(state_BS, x_BQA, time_B)
     out, _ = policy.trunk({"act": suffix}, p.positions, p.block, p.valid, cache=foresight.cache, mask=p.mask)
     return policy.flow.velocity(out["act"])
+
+
+class Denoised(NamedTuple):
+    """What the Euler loop passed through, N steps."""
+
+    chain: Tensor  # (N + 1, B, Q, A) from noise to actions
+    velocities: Tensor  # (N, B, Q, A)
+    times: Tensor  # (N,)
+
+
+def euler(step: Callable[[Tensor, Tensor], Tensor], noise_BQA: Tensor, steps: int) -> Denoised:
+    """From t = 1 to 0 in equal steps; `step` gives the velocity at (x (B, Q, A), t (B,))."""
+    x, device = noise_BQA, noise_BQA.device
+    dt, t = torch.full((), -1.0 / steps, device=device), torch.ones((), device=device)
+    chain, velocities, times = [x], [], []
+    for _ in range(steps):
+        v = step(x, t.expand(len(x)))
+        times.append(t)
+        x, t = x + dt * v, t + dt  # accumulated in float32, as released
+        chain.append(x)
+        velocities.append(v)
+    return Denoised(torch.stack(chain), torch.stack(velocities), torch.stack(times))
 
 
 def joint_losses(
@@ -150,32 +189,28 @@ def sample_actions(
     noise: Tensor | None = None,
     num_steps: int | None = None,
     num_scales: int | None = None,
+    denoiser: Denoiser | None = None,
 ) -> dict[str, Any]:
     """Euler steps from t = 1 to 0; a_t is hidden from the world model, whatever the batch says.
 
     actions (B, Q, A), chain (steps + 1, B, Q, A) from noise to actions, velocities (steps, B, Q, A), times (steps,).
+    denoiser: runs the loop another way than step by step; the result is the same.
     """
     batch = batch.hide_current_action()
     num_scales = policy.cfg.world_model.foresight_scales if num_scales is None else num_scales
-    foresight = look_ahead(policy, batch, h, num_scales, sampling or Sampling())
     steps = policy.cfg.num_denoise_steps if num_steps is None else num_steps
     shape = (batch.size, policy.cfg.chunk_size, policy.cfg.max_action_dim)
-    x = torch.randn(shape, device=policy.device) if noise is None else noise
-    dt = torch.tensor(-1.0 / steps, device=policy.device)
-    t = torch.ones((), device=policy.device)
-    chain, velocities, times = [x], [], []
-    plan = plan_suffix(policy, foresight, x.shape[1])
-    for _ in range(steps):
-        v = velocity(policy, foresight, batch.state[:, 0], x, t.expand(batch.size), plan)
-        times.append(t)
-        x, t = x + dt * v, t + dt  # accumulated in float32, as released
-        chain.append(x)
-        velocities.append(v)
+    x, state = torch.randn(shape, device=policy.device) if noise is None else noise, batch.state[:, 0]
+    if denoiser is None:
+        foresight = look_ahead(policy, batch, h, num_scales, sampling or Sampling())
+        plan = plan_suffix(policy, foresight, x.shape[1])
+        found = euler(lambda x, t: velocity(policy, foresight, state, x, t, plan), x, steps)
+    else:
+        foresight = look_ahead(policy, batch, h, num_scales, sampling or Sampling(), denoiser.reserve)
+        found = denoiser(foresight, x, state, steps)
     return {
-        "actions": x,
-        "chain": torch.stack(chain),
-        "velocities": torch.stack(velocities),
-        "times": torch.stack(times),
+        "actions": found.chain[-1],
+        **found._asdict(),
         "foresight": foresight,
         "memory_features": foresight.memory_features,
         "memory_state": policy.reset_memory(batch, h, 0),

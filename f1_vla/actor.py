@@ -3,10 +3,14 @@
 Letters: B environments (rows), Q actions of a chunk, A padded action dims.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from f1_vla.batch import F1Batch
+from f1_vla.config import DenoiseMode
+from f1_vla.denoise import Denoiser
 from f1_vla.policy import F1Policy
 from f1_vla.rollout import Sampling
 
@@ -28,7 +32,8 @@ class Actor:
         """execute: actions of a chunk that are carried out before a new one is sampled (default: all).
 
         num_scales: scales of foresight (default `world_model.foresight_scales`); num_steps: Euler steps (default
-        `num_denoise_steps`); precision: bfloat16 runs everything under autocast.
+        `num_denoise_steps`); precision: bfloat16 runs everything under autocast. How the Euler loop runs is
+        `denoise_mode` of the configuration.
         ValueError when a number does not fit the model.
         """
         cfg = policy.cfg
@@ -40,7 +45,13 @@ class Actor:
             if not 1 <= value <= most:
                 raise ValueError(f"Actor: {name} is {value}; this model allows 1 to {most}")
         self.policy, self.execute, self.action_dim, self.precision = policy, execute, action_dim, precision
-        self.options = {"sampling": sampling or Sampling(), "num_scales": num_scales, "num_steps": num_steps}
+        self.options: dict[str, Any] = {
+            "sampling": sampling or Sampling(),
+            "num_scales": num_scales,
+            "num_steps": num_steps,
+        }
+        if cfg.denoise_mode is not DenoiseMode.eager:
+            self.options["denoiser"] = Denoiser(policy, cfg.denoise_mode)
         self.h = policy.initial_memory_state(batch_size)
         self.chunk = torch.zeros(batch_size, cfg.chunk_size, cfg.max_action_dim, device=policy.device)
         self.next = torch.full((batch_size,), execute, device=policy.device)  # index of the next action; execute: none

@@ -1,8 +1,8 @@
 """What a forward pass reads. Frozen computations (tokenizer, vision tower) are done once per frame; features enter.
 
 Letters: B batch, T steps of a window (1 for a single step), N cameras, P patches, Dv width of the vision tower,
-O history length (n_obs_img_steps), L tokens of a frame, C latent channels, p latent side, A padded action dims,
-S padded state dims, Lt text tokens, Q actions of a chunk.
+O history length (n_obs_img_steps), K ensemble members, L tokens of a frame, C latent channels, p latent side,
+A padded action dims, S padded state dims, Lt text tokens, Q actions of a chunk.
 """
 
 from collections.abc import Callable
@@ -45,6 +45,7 @@ class F1Batch:
     )
     reset: Tensor | None = None  # bool (B, T): zero the memory before this step
     valid: Tensor | None = None  # bool (B, T): steps that enter the loss
+    bootstrap: Tensor | None = None  # bool (B, K): ensemble members that train on this row; None: none does
     action_chunk: Tensor | None = None  # float (B, Q, A): label of the action head (single steps only)
     action_is_pad: Tensor | None = None  # bool (B, Q)
 
@@ -71,7 +72,7 @@ class F1Batch:
 
     def window(self, start: int, stop: int) -> "F1Batch":
         """Selects the steps [start, stop)."""
-        timeless = {"lang_tokens", "lang_masks", "action_chunk", "action_is_pad"}
+        timeless = {"lang_tokens", "lang_masks", "bootstrap", "action_chunk", "action_is_pad"}
         return self._map(lambda name, v: v if name in timeless else v[:, start:stop])
 
     def hide_current_action(self) -> "F1Batch":

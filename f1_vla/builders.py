@@ -1,18 +1,13 @@
 """Builds a policy from its configuration."""
 
-import logging
-
 import torch
 from torch import nn
 
-import kernels
 from f1_vla.config import F1Config
 from f1_vla.policy import F1Policy
 from f1_vla.tokenizer import MultiScaleVQVAE
 from f1_vla.trunk import RMSNorm
 from f1_vla.weights import add_unused_heads
-
-logger = logging.getLogger(__name__)
 
 
 def freeze_tokenizer(tokenizer: MultiScaleVQVAE) -> MultiScaleVQVAE:
@@ -69,11 +64,13 @@ def build_policy(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     tokenizer: MultiScaleVQVAE | None = None,
+    compute: torch.dtype | None = None,
 ) -> F1Policy:
     """A policy with random initial weights (global torch RNG) and a frozen tokenizer.
 
     dtype applies to the layers of the experts, the text embedding and the vision parts, as released; projections,
     embeddings and heads around them, memory and tokenizer stay float32. Run anything but float32 under autocast.
+    compute: precision of that autocast, for which attention backends are chosen now (default: dtype).
 
     ValueError when sizes in `cfg` contradict each other, or `tokenizer` was built for other sizes, or the attention
     backend is not available.
@@ -89,7 +86,7 @@ def build_policy(
         if policy.world_model.latent_head is not None:
             policy.world_model.latent_head.set_latent_scale(policy.tokenizer.quantize.embedding.weight)
     freeze_tokenizer(policy.tokenizer)
-    policy.trunk.backend = kernels.choose_backend(cfg.trunk.attention_backend, device)
-    logger.info("attention backend: %s (asked for %s)", policy.trunk.backend, cfg.trunk.attention_backend)
+    policy.trunk.choose_backend(device, compute or dtype)
+    policy.vision.choose_backend(device, dtype)  # pictures are encoded outside of autocast
     cast_experts(policy, dtype)
     return policy.to(device)

@@ -5,6 +5,29 @@ and state conditioning, latent head) start at zero effect, so a released checkpo
 """
 
 from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FlowKind(StrEnum):
+    """Where the randomness of a denoising step comes from; see f1_vla.flow_likelihood."""
+
+    sde = "sde"
+    noise = "noise"
+
+
+class StochasticSteps(StrEnum):
+    """Which denoising steps are random."""
+
+    all = "all"  # every one; the likelihood is that of the whole chain
+    one = "one"  # one, drawn for each chain, the others are Euler steps: one network pass an update
+
+
+class DenoiseMode(StrEnum):
+    """How the Euler loop runs while acting; see f1_vla.denoise."""
+
+    eager = "eager"
+    compile = "compile"  # one step by torch.compile
+    cuda_graph = "cuda_graph"  # all steps replayed as one CUDA graph
 
 
 @dataclass
@@ -29,7 +52,7 @@ class TrunkConfig:
     text_vocab_size: int = 512
     # Rows of the unused language heads of the gen and act experts in released files; 0: the model has none.
     expert_head_vocab_size: int = 0
-    attention_backend: str = "auto"  # auto | reference | sdpa | flex | fa4 | triton
+    attention_backend: str = "auto"  # auto | reference | sdpa | matmul | flex | fa4 | triton
     gradient_checkpointing: bool = False
 
 
@@ -43,6 +66,7 @@ class VisionConfig:
     intermediate_size: int = 256
     num_layers: int = 2
     num_heads: int = 2
+    attention_backend: str = "auto"  # as in `TrunkConfig`
 
     @property
     def num_patches(self) -> int:
@@ -104,6 +128,9 @@ class WorldModelConfig:
     latent_head_width: int = 128
     latent_head_blocks: int = 3
     latent_head_logit_scale: float = 0.0
+    # Members of the ensemble that measures what the world model does not know (f1_vla.ensemble); 0: none.
+    ensemble_heads: int = 0
+    ensemble_features: int = 64  # random features of each member
 
 
 @dataclass
@@ -119,6 +146,7 @@ class F1Config:
     max_state_dim: int = 32
     chunk_size: int = 4
     num_denoise_steps: int = 10
+    denoise_mode: DenoiseMode = DenoiseMode.eager
     text_tokenizer: str = "bytes"  # bytes | directory of PaliGemma's tokenizer
     tokenizer_max_length: int = 24
     n_obs_img_steps: int = 4
@@ -150,6 +178,13 @@ class F1Config:
             raise ValueError(
                 f"vision.image_size {self.vision.image_size} must be a multiple of patch_size {self.vision.patch_size}"
             )
+        if self.world_model.ensemble_heads == 1 or self.world_model.ensemble_heads < 0:
+            raise ValueError(
+                f"world_model.ensemble_heads is {self.world_model.ensemble_heads}: disagreement needs at least 2 "
+                "members; 0 switches the ensemble off"
+            )
+        if self.world_model.ensemble_features < 1:
+            raise ValueError(f"world_model.ensemble_features {self.world_model.ensemble_features} must be at least 1")
         if self.n_pred_img_steps != 1:
             raise ValueError(f"n_pred_img_steps {self.n_pred_img_steps}: the model predicts exactly 1 frame")
         if self.n_obs_img_steps != self.world_model.temporal_conv_kernel_size:

@@ -3,8 +3,8 @@
 The model is laid out without memory, then filled entry by entry, so that no second copy of the weights ever exists.
 """
 
-import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,16 +12,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 
-import kernels
 from f1_vla import weights
 from f1_vla.builders import cast_experts, freeze_tokenizer, initialise
 from f1_vla.config import F1Config, TokenizerConfig
+from f1_vla.ensemble import make_ensemble
 from f1_vla.policy import F1Policy, make_memory
 from f1_vla.tokenizer import MultiScaleVQVAE
 from f1_vla.tokenizer_io import load_tokenizer
 from f1_vla.world_model import make_additions
 
-log = logging.getLogger(__name__)
 HUB_FILES = ["*.safetensors", "*.json"]
 VAR_SUFFIX = ".pth"  # tokenizer files of VAR; all others are our own format
 
@@ -89,12 +88,18 @@ def meta_policy(cfg: F1Config) -> F1Policy:
     return policy
 
 
-def empty_policy(cfg: F1Config, device: torch.device | str, dtype: torch.dtype = torch.float32) -> F1Policy:
+def empty_policy(
+    cfg: F1Config,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    compute: torch.dtype | None = None,
+) -> F1Policy:
     """A policy whose published part is uninitialised memory (fill all of it with `weights.load_released`) and whose own
     additions have their initial weights, which have no effect."""
     policy = meta_policy(cfg)
     policy.memory = make_memory(cfg)
     policy.world_model.condition, policy.world_model.latent_head = make_additions(cfg)
+    policy.world_model.ensemble = make_ensemble(cfg)
     cast_experts(policy, dtype)
     for module in policy.modules():
         for name, p in module.named_parameters(recurse=False):
@@ -108,8 +113,8 @@ def empty_policy(cfg: F1Config, device: torch.device | str, dtype: torch.dtype =
     _fill_constants(policy)
     initialise(policy, only=weights.OWN_PARTS)
     freeze_tokenizer(policy.tokenizer)
-    policy.trunk.backend = kernels.choose_backend(cfg.trunk.attention_backend, device)
-    log.info("attention backend: %s (asked for %s)", policy.trunk.backend, cfg.trunk.attention_backend)
+    policy.trunk.choose_backend(device, compute or dtype)
+    policy.vision.choose_backend(device, dtype)  # pictures are encoded outside of autocast
     return policy
 
 
@@ -139,18 +144,22 @@ def load_policy(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     tokenizer_path: Path | None = None,
+    compute: torch.dtype | None = None,
 ) -> F1Policy:
-    """A policy with the weights of a file, a directory or a hub id; dtype as in `builders.build_policy`.
+    """A policy with the weights of a file, a directory or a hub id; dtype and compute as in `builders.build_policy`.
 
     The picture tokenizer is the checkpoint's own unless `tokenizer_path` names another. Memory, conditioning and latent
     head, which released files lack, start at zero effect (from torch's global generator).
     ValueError: not found, damaged, or made for another configuration.
     """
     state = check_released(checkpoint, cfg)  # before anything big is allocated
-    policy = empty_policy(cfg, device, dtype)
+    policy = empty_policy(cfg, device, dtype, compute)
     weights.load_released(policy, state, checkpoint)
     if tokenizer_path is not None:
         policy.tokenizer.load_state_dict(read_tokenizer(tokenizer_path, cfg.tokenizer).state_dict())
+        assert policy.published is not None
+        kept = frozenset(n for n in policy.published.entries if not n.startswith("tokenizer."))
+        policy.published = replace(policy.published, entries=kept)
     if policy.world_model.latent_head is not None:
         policy.world_model.latent_head.set_latent_scale(policy.tokenizer.quantize.embedding.weight)
     return policy

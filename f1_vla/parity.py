@@ -137,7 +137,7 @@ def released_state(spec: dict[str, Any]) -> dict[str, Tensor]:
 
 def build(fixture: Fixture, backend: str = "auto", device: str = "cpu") -> F1Policy:
     """The policy with the fixture's weights; every parameter outside the tokenizer trains, as in the recording."""
-    fixture.config.trunk.attention_backend = backend
+    fixture.config.trunk.attention_backend = fixture.config.vision.attention_backend = backend
     state = released_state(fixture.spec)
     policy = build_policy(fixture.config, device)
     weights.load_released(policy, state, fixture.name)

@@ -5,6 +5,8 @@ of an expert, Su tokens of the understanding stream, X conditioning inputs.
 """
 
 import math
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,14 @@ from f1_vla.window import memory_window, teacher_forced_window
 from f1_vla.world_model import WorldModel
 
 MODES = ("world_model_window", "world_model", "memory_only", "joint", "actions", "predict_images", "write_memory")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Files whose entries a policy was filled with; names as in `weights.base_entries`."""
+
+    files: tuple[Path, ...]  # absolute
+    entries: frozenset[str]
 
 
 def make_memory(cfg: F1Config) -> mem.Memory | None:
@@ -49,6 +59,7 @@ class F1Policy(nn.Module):
         self.world_model = WorldModel(cfg)
         self.flow = Flow(t.act.hidden_size, cfg.max_action_dim, cfg.max_state_dim)
         self.memory = make_memory(cfg)
+        self.published: Published | None = None  # where the weights came from; None: random, or from no file
 
     @property
     def device(self) -> torch.device:
@@ -72,9 +83,9 @@ class F1Policy(nn.Module):
         """Runs one mode; every result holds "memory_state" unless noted.
 
         world_model_window: T teacher-forced steps with the memory carried through; options memory_backprop=True,
-            return_logits=False. Gives loss, nll, correct, metrics (see f1_vla.window).
+            return_logits=False, uncertainty=False. Gives loss, nll, correct, metrics (see f1_vla.window).
         world_model: the same with T == 1 (another T is an error).
-        memory_only: carries the memory over T steps without predicting (burn-in). Gives memory_state alone.
+        memory_only: carries the memory over T steps without predicting (burn-in). Gives memory_state, memory_states.
         joint: roll-out and action head of the published training (T == 1); options sampling, noise, time,
             world_model_loss_ratio. Gives loss, wm_loss, action_loss and their parts.
         actions: samples a chunk (T == 1); options sampling, noise, num_steps. The memory is not written: do that with
@@ -121,11 +132,15 @@ class F1Policy(nn.Module):
             wm = to_unit_float(wm_images.to(self.device)) * 2 - 1
             latents = self.tokenizer.encode_latent(wm)
             ids = torch.cat(self.tokenizer.quantize.quantize(latents)[0], 1)
-            vision = None
-            if vlm_images is not None:
-                x = to_unit_float(vlm_images.to(self.device))
-                vision = self.vision.features(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+        vision = None if vlm_images is None else self.encode_vision(vlm_images)
         return FrameFeatures(ids=ids, latents=latents, vision=vision)
+
+    @torch.no_grad()
+    def encode_vision(self, vlm_images: Tensor) -> Tensor:
+        """Tower outputs (M, N, P, Dv) of pictures as `encode_frames` takes them."""
+        with torch.autocast(self.device.type, enabled=False):
+            x = to_unit_float(vlm_images.to(self.device))
+            return self.vision.features(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     # --- inputs of the streams ----------------------------------------------------------------------------------------
 

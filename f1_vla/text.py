@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from f1_vla.config import F1Config
+
 
 class TextTokenizer(Protocol):
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -82,16 +84,22 @@ class PretrainedTokenizer:
         return self.tokenizer(_with_newline(text))["input_ids"]
 
 
-def check_prompt(tokenizer: TextTokenizer, text: str, length: int) -> None:
-    """ValueError when the instruction does not fit in `length` tokens, where calling the tokenizer would cut it."""
+def build_text_tokenizer(name: str, length: int, vocab_size: int) -> TextTokenizer:
+    """`bytes` or a directory. ValueError when the vocabulary does not fit the model's embedding."""
+    return ByteTokenizer(length, vocab_size) if name == "bytes" else PretrainedTokenizer(name, length, vocab_size)
+
+
+def encode_instruction(cfg: F1Config, text: str) -> tuple[Tensor, Tensor]:
+    """Ids int64 (1, Lt) and validity bool (1, Lt) of one instruction.
+
+    ValueError when it has more tokens than the model takes, where calling the tokenizer would cut it.
+    """
+    length = cfg.tokenizer_max_length
+    tokenizer = build_text_tokenizer(cfg.text_tokenizer, length, cfg.trunk.text_vocab_size)
     needed = tokenizer.count(text)
     if needed > length:
         raise ValueError(
             f"the instruction {text!r} has {needed} tokens, tokenizer_max_length is {length}; shorten "
             f"environment.instruction or set arch.tokenizer_max_length={needed}"
         )
-
-
-def build_text_tokenizer(name: str, length: int, vocab_size: int) -> TextTokenizer:
-    """`bytes` or a directory. ValueError when the vocabulary does not fit the model's embedding."""
-    return ByteTokenizer(length, vocab_size) if name == "bytes" else PretrainedTokenizer(name, length, vocab_size)
+    return tokenizer([text])

@@ -14,6 +14,7 @@ PARTS: dict[str, str] = {
     "act expert": "trunk.act.",
     "action projections": "flow.",
     "latent head": "world_model.latent_head.",
+    "ensemble heads": "world_model.ensemble.",
     "action and state conditioning": "world_model.condition.",
     "world-model embeddings and head": "world_model.",
     "memory": "memory.",

@@ -128,10 +128,13 @@ class KVCache:
     filled: list[int] = field(default_factory=lambda: [0])  # tokens in the buffers that some cache owns; shared
 
     @classmethod
-    def reserve(cls, batch: int, capacity: int, device: torch.device) -> "KVCache":
-        """Nothing cached yet, room for `capacity` tokens."""
+    def reserve(
+        cls, batch: int, capacity: int, device: torch.device, room: list[tuple[Tensor, Tensor]] | None = None
+    ) -> "KVCache":
+        """Nothing cached yet, room for `capacity` tokens; room: buffers of an earlier cache, which is overwritten."""
         empty = torch.zeros(1, 0, dtype=torch.int32, device=device)
-        return cls(empty, torch.zeros(batch, 0, dtype=torch.bool, device=device), capacity=capacity)
+        none = torch.zeros(batch, 0, dtype=torch.bool, device=device)
+        return cls(empty, none, capacity=capacity, room=[] if room is None else room)
 
     def __len__(self) -> int:
         return self.valid.shape[1]
@@ -168,6 +171,10 @@ class Trunk(nn.Module):
         self.und = Expert(cfg.und, cfg)
         self.gen = Expert(cfg.gen, cfg)
         self.act = Expert(cfg.act, cfg)
+
+    def choose_backend(self, device: torch.device | str, dtype: torch.dtype) -> None:
+        """Decides what attention in `dtype` takes on `device`. ValueError when the configured backend cannot run."""
+        self.backend = kernels.choose_backend(self.cfg.attention_backend, device, dtype, self.cfg.head_dim)
 
     def forward(
         self,

@@ -3,12 +3,44 @@
 Letters: N pictures, P patches, Dv width of the tower, d width of the understanding expert.
 """
 
+from functools import lru_cache
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from transformers import AttentionInterface, SiglipVisionConfig, SiglipVisionModel
 
+import kernels
 from f1_vla.config import VisionConfig
+from kernels import BlockMask
+
+ATTENTION = "f1_kernels"  # name under which transformers finds `tower_attention`
+
+
+@lru_cache(maxsize=16)
+def _one_block(length: int, device: torch.device) -> BlockMask:
+    return BlockMask.from_lengths([length], device=device)
+
+
+def tower_attention(
+    module: Any,
+    query_BHLD: Tensor,
+    key_BHLD: Tensor,
+    value_BHLD: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """`kernels.attention` behind transformers' interface: every patch sees every patch. Gives (B, L, H, D)."""
+    assert attention_mask is None and dropout == 0.0, "the tower has neither"
+    q, k, v = (t.transpose(1, 2) for t in (query_BHLD, key_BHLD, value_BHLD))
+    mask = _one_block(q.shape[1], q.device)
+    return kernels.attention(q, k, v, mask, scale=scaling, backend=module.config.attention_backend), None
+
+
+AttentionInterface.register(ATTENTION, tower_attention)
 
 
 def resize_with_pad(img_N3hw: Tensor, width: int, height: int) -> Tensor:
@@ -36,9 +68,16 @@ class Vision(nn.Module):
             image_size=cfg.image_size,
             patch_size=cfg.patch_size,
             vision_use_head=False,
+            attn_implementation=ATTENTION,
+            attention_backend=cfg.attention_backend,
         )
         self.tower = SiglipVisionModel(config)
         self.projector = nn.Linear(cfg.hidden_size, und_width)
+
+    def choose_backend(self, device: torch.device | str, dtype: torch.dtype) -> None:
+        """Decides what the tower's attention takes. ValueError when the configured backend cannot run."""
+        size = self.cfg.hidden_size // self.cfg.num_heads
+        self.tower.config.attention_backend = kernels.choose_backend(self.cfg.attention_backend, device, dtype, size)
 
     def prepare(self, images_N3hw: Tensor) -> Tensor:
         """Pictures in [0, 1] of any size -> (N, 3, S, S) in [-1, 1]. ValueError: padding is off and sizes differ."""

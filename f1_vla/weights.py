@@ -6,7 +6,7 @@ written. A table row is (own prefix, released prefix, aliases of the released pr
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from f1_vla.policy import F1Policy
+from f1_vla.policy import F1Policy, Published
 from f1_vla.public_config import to_public
 
 _PWE = "model.paligemma_with_expert."
@@ -50,7 +50,7 @@ TABLE: list[tuple[str, str, tuple[str, ...]]] = [
 ]
 
 # Parts the published model lacks; they start at zero effect and are absent from released files.
-OWN_PARTS = ("memory.", "world_model.condition.", "world_model.latent_head.")
+OWN_PARTS = ("memory.", "world_model.condition.", "world_model.latent_head.", "world_model.ensemble.")
 # Released entries that never act: rebuilt from the configuration, or heads a configuration may leave out.
 CONSTRUCTED = "model.lvl_1L"
 UNUSED_HEADS = {"act": _PWE + "gemma_expert.lm_head.weight", "gen": _PWE + "gemma_wm_expert.lm_head.weight"}
@@ -83,6 +83,7 @@ class ReleasedFiles(Mapping[str, Tensor]):
     """Entries of one or several safetensors files; a tensor is read when it is asked for."""
 
     def __init__(self, files: list[Path]) -> None:
+        self.files = tuple(f.resolve() for f in files)
         self._of: dict[str, Any] = {}
         for file in files:
             try:
@@ -176,14 +177,24 @@ def require_fit(policy: F1Policy, state: Mapping[str, Tensor], source: str) -> N
 
 
 @torch.no_grad()
-def load_released(policy: F1Policy, state: Mapping[str, Tensor], source: str = "checkpoint") -> None:
-    """Copies released entries into the policy, which keeps its dtypes. ValueError lists what is missing, unexpected or
-    of another shape; nothing is copied then."""
-    require_fit(policy, state, source)
+def copy_entries(policy: F1Policy, state: Mapping[str, Tensor], only: Collection[str] | None = None) -> list[str]:
+    """Copies released entries into the policy, which keeps its dtypes; their plain names. only: of these names."""
+    copied = []
     for name, target in base_entries(policy).items():
         found = [n for n in released_names(name) if n in state]
-        if found:
+        if found and (only is None or name in only):
             target.copy_(state[found[0]])
+            copied.append(name)
+    return copied
+
+
+def load_released(policy: F1Policy, state: Mapping[str, Tensor], source: str = "checkpoint") -> None:
+    """Copies every released entry. ValueError lists what is missing, unexpected or of another shape; nothing is copied
+    then. Entries of files are remembered in `policy.published`."""
+    require_fit(policy, state, source)
+    copied = copy_entries(policy, state)
+    if isinstance(state, ReleasedFiles):
+        policy.published = Published(state.files, frozenset(copied))
 
 
 def read_var_tokenizer(path: Path) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from f1_vla.batch import F1Batch
+from f1_vla.ensemble import token_entropy
 from f1_vla.trunk import positions_of
 from f1_vla.world_model import StepContext, token_nll
 
@@ -26,6 +27,7 @@ def teacher_forced_window(
     memory_backprop: bool = True,
     return_logits: bool = False,
     latent_batch: tuple[F1Batch, Tensor] | None = None,
+    uncertainty: bool = False,
 ) -> dict[str, Any]:
     """One loop over T steps. Returns, beside loss and memory_state:
 
@@ -34,6 +36,9 @@ def teacher_forced_window(
     memory_states float32 (B, T, num_layers, hidden), detached: the state each step read.
     With a latent head: latent_loss (not part of loss; covers latent_batch, single steps with memory states, too) and
     predicted_latent (B, T, C, P, P), detached.
+    With ensemble heads and batch.bootstrap: ensemble_loss (not part of loss, no gradient to anything but the heads).
+    With uncertainty: entropy of the world model's own prediction and, with ensemble heads, disagreement, both
+    (B, T, M) in nats, detached.
     """
     B, T, wm = batch.size, batch.steps, policy.world_model
     L, M = wm.num_tokens, sum(wm.scale_sizes[: policy.cfg.world_model.num_resolutions])
@@ -66,8 +71,20 @@ def teacher_forced_window(
     read = torch.stack(states, 2)  # (num_layers, B, T, hidden)
     if look is not None:
         context.aligned = look.predicts(policy.predict_latent(look, read.flatten(1, 2)))
-    logits = wm.head(torch.stack(hidden, 1).flatten(0, 1), target_var, 0, context)
+    outputs = torch.stack(hidden, 1).flatten(0, 1)
+    logits = wm.head(outputs, target_var, 0, context)
     result = _window_result(policy, batch, logits, targets[..., :M], h, return_logits)
+    if wm.ensemble is not None and batch.bootstrap is not None:
+        # Neighbouring steps are nearly the same sample: first and last of a window do, at a fraction of the cost.
+        ends = [0] if T == 1 else [0, T - 1]
+        weight = (result["valid"][:, ends, None] & batch.bootstrap[:, None]).flatten(0, 1)
+        per_step = (outputs.unflatten(0, (B, T)), logits.unflatten(0, (B, T)), targets[..., :M])
+        x, base, target = (p[:, ends].flatten(0, 1) for p in per_step)
+        result["ensemble_loss"] = wm.ensemble.loss(x, base, target, weight)
+    if uncertainty:
+        result["entropy"] = token_entropy(logits.detach().softmax(-1)).unflatten(0, (B, T))
+        if wm.ensemble is not None:
+            result["disagreement"] = wm.ensemble.disagreement(outputs, logits).unflatten(0, (B, T))
     result["memory_states"] = read.detach().permute(1, 2, 0, 3)
     if context.aligned is not None:
         predicted = context.aligned.latent.unflatten(0, (B, T))
@@ -79,7 +96,8 @@ def teacher_forced_window(
 
 
 def memory_window(policy: F1Policy, batch: F1Batch, h: Tensor) -> dict[str, Any]:
-    """Carries the memory over T steps without predicting anything (burn-in): memory_state alone."""
+    """Carries the memory over T steps without predicting anything (burn-in): memory_state, and memory_states (B, T,
+    num_layers, hidden), detached, the state each step read."""
     und, und_valid = policy.und_inputs(batch)
     raw = policy.condition_inputs(batch)
     prefix = policy.gen_prefix(batch, policy.condition(raw))
@@ -89,15 +107,17 @@ def memory_window(policy: F1Policy, batch: F1Batch, h: Tensor) -> dict[str, Any]
     prefix = prefix.unflatten(0, (batch.size, batch.steps))
     block = policy.blocks(und.shape[2], 1)
     seen_gen = torch.ones(batch.size, prefix.shape[2], dtype=torch.bool, device=prefix.device)
+    states = []
     for t in range(batch.steps):
         h = policy.reset_memory(batch, h, t)
+        states.append(h.detach())
         x = policy.add_memory(prefix[:, t], h)
         valid = torch.cat([und_valid[:, t], seen_gen], 1)
         out, _ = policy.trunk({"und": und[:, t], "gen": x}, positions_of(valid), block, valid)
         h = policy.write_memory(
             h, policy.pool(out["und"], und_valid[:, t], out["gen"]), batch.actions[:, t, -1], batch, t
         )
-    return {"memory_state": h}
+    return {"memory_state": h, "memory_states": torch.stack(states, 2).permute(1, 2, 0, 3)}
 
 
 def _single_step_latent_loss(policy: F1Policy, batch: F1Batch, states: Tensor) -> Tensor:

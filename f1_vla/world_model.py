@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from f1_vla.config import F1Config
+from f1_vla.ensemble import make_ensemble
 from f1_vla.latent_head import Aligned, LatentHead
 
 
@@ -82,6 +83,7 @@ class WorldModel(nn.Module):
         self.register_buffer("mask_embedding", torch.empty(1, 1, C))
         self.register_buffer("level_of_slot", torch.tensor(self.slot_levels()), persistent=False)
         self.condition, self.latent_head = make_additions(cfg)
+        self.ensemble = make_ensemble(cfg)
 
     def slot_levels(self) -> list[int]:
         """Scale (from 0) of every output slot."""

@@ -8,7 +8,9 @@ Baselines: `eager` is the published model's attention, `dense` is SDPA with a de
 import argparse
 import json
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -158,6 +160,25 @@ def old_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def markdown(report: dict[str, Any], command: str) -> str:
+    """The results as a page of docs/results: how they were made, one table, the old table."""
+    lines = [
+        f"# Attention on {report['machine']}", "",
+        f"{report['dtype']}, torch {report['torch']}, {report['threads']} CPU threads, medians of {report['rounds']} "
+        "interleaved rounds; TFLOP/s of useful work; `auto` in bold. Made by", "", f"    {command}", "",
+        "| case | pass | backend | ms | TFLOP/s | of peak | x eager | x dense | x flex | x fa4 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for r in report["results"]:
+        for name, x in r["rows"].items():
+            peak = "" if x["fraction_of_peak"] is None else f"{x['fraction_of_peak']:.2f}"
+            ratios = [f"{x['times_faster_than'][b]:.2f}" if b in x["times_faster_than"] else "" for b in BASELINES]
+            shown = f"**{name}**" if name == r["auto"] else name
+            numbers = [f"{x['ms']:.3f}", f"{x['useful_tflops']:.3f}", peak, *ratios]
+            lines.append(f"| {r['case']} | {r['pass']} | {shown} | {' | '.join(numbers)} |")
+    return "\n".join([*lines, "", "```", old_table(report["results"]), "```", ""])
+
+
 def plot(results: list[dict[str, Any]], file: Path) -> None:
     """Bars: speed over eager attention, a group a case."""
     import matplotlib
@@ -193,6 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="leave out head size 64 of the small transformers")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--markdown", type=Path, help="write the tables there, as docs/results has them")
     args = parser.parse_args(argv)
     dtype = getattr(torch, args.dtype)
     results = []
@@ -207,6 +229,9 @@ def main(argv: list[str] | None = None) -> int:
               "torch": torch.__version__, "seed": args.seed, "rounds": args.rounds, "results": results}  # fmt: skip
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
+    if args.markdown:
+        words = sys.argv[1:] if argv is None else argv
+        args.markdown.write_text(markdown(report, f"python -m kernels.benchmark {shlex.join(words)}"))
     if args.plot:
         plot(results, args.plot)
     return 0

@@ -2,11 +2,13 @@
 
 import importlib
 import importlib.util
+import json
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ Backend = Callable[[Tensor, Tensor, Tensor, BlockMask, float], Tensor]
 _MODULES = {
     "reference": "kernels.reference",
     "sdpa": "kernels.sdpa",
+    "matmul": "kernels.matmul",
     "flex": "kernels.flex",
     "fa4": "kernels.fa4",
     "triton": "kernels.triton_attention",
@@ -71,7 +74,7 @@ def refusal(backend: str, kind: Kind) -> str | None:
     """Why a backend cannot run calls of this kind here, or None."""
     if kind.dtype not in DTYPES:
         return f"dtype {kind.dtype} is not one of {', '.join(str(t)[6:] for t in DTYPES)}"
-    if backend in ("reference", "sdpa"):
+    if backend in ("reference", "sdpa", "matmul"):
         return None
     if backend == "triton":
         if importlib.util.find_spec("triton") is None:
@@ -88,9 +91,9 @@ def _automatic(kind: Kind) -> Choice:
     """The fastest backend measured for this kind; docs/kernels.md has the numbers."""
     if kind.device.type == "cpu":
         if kind.dtype in (torch.bfloat16, torch.float16):
-            return Choice("reference", "on CPU matmul-softmax is the fastest in half precision")
+            return Choice("matmul", "on CPU matmul-softmax by blocks is the fastest in half precision")
         if kind.decode:
-            return Choice("reference", "on CPU matmul-softmax is the fastest for few queries")
+            return Choice("matmul", "on CPU matmul-softmax by blocks is the fastest for few queries")
         return Choice("sdpa", "on CPU SDPA by blocks is the fastest in float32")
     why = "our kernels and FlashAttention 4 take over once measured on this architecture"
     if blocked := refusal("fa4", kind):
@@ -130,8 +133,14 @@ _run: dict[str, Backend] = {}  # filled when first chosen
 
 
 def decisions() -> dict[str, Choice]:
-    """What this process has decided so far, by kind of call: a run records it."""
+    """What this process has decided so far, by kind of call."""
     return dict(_decisions)
+
+
+def record_decisions(file: Path) -> None:
+    """Writes `decisions()` as JSON: kind of call -> backend and reason. A run keeps it beside its configuration."""
+    text = json.dumps({kind: vars(choice) for kind, choice in sorted(_decisions.items())}, indent=1)
+    file.write_text(text + "\n", encoding="utf-8")
 
 
 @torch.compiler.assume_constant_result
@@ -148,26 +157,22 @@ def available_backends(
     return tuple(b for b in BACKENDS if refusal(b, kind) is None)
 
 
-def choose_backend(
-    name: str, device: torch.device | str, dtype: torch.dtype | None = None, head_dim: int | None = None
-) -> str:
-    """Checks a configured name when a model is built; returns what to hand to `attention` (the environment wins).
+def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype, head_dim: int) -> str:
+    """Decides and logs, when a model is built, what its calls in `dtype` (the one attention will see) take; returns
+    what to hand to `attention`: the name asked for (the environment's, where set), since `auto` may differ by use.
 
-    With dtype (the one attention will see) and head_dim, training and decoding are decided and logged now instead of at
-    the first call, and `auto` stays `auto` because they may differ. Without them `auto` is one backend for all calls:
-    reference on CPU, which no dtype makes slow, sdpa elsewhere.
-    ValueError for a name that is unknown or cannot run here.
+    Calls of another dtype are decided when they come. ValueError for a name that is unknown or cannot run here; one
+    that runs without gradients only is a warning, and refuses them when they are asked for.
     """
     override = os.environ.get(OVERRIDE)
     asked = override or name
-    if dtype is not None and head_dim is not None:
-        for training in (True, False):
-            _decide(name, override, kind_of(device, dtype, head_dim, training=training, queries=1))
-        return asked
-    cpu = torch.device(device).type == "cpu"
-    if asked == "auto":
-        return "reference" if cpu else "sdpa"
-    return choose(asked, kind_of(device, torch.float32 if cpu else torch.bfloat16, 64, training=False)).backend
+    for training, queries in ((False, None), (False, 1), (True, None)):
+        kind = kind_of(device, dtype, head_dim, training=training, queries=queries)
+        if training and asked != "auto" and (why := refusal(asked, kind)):
+            logger.warning("attention (%s): %s will refuse: %s", kind, asked, why)
+        else:
+            _decide(name, override, kind)
+    return asked
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> None:

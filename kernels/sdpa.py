@@ -1,105 +1,26 @@
-"""torch.nn.functional.scaled_dot_product_attention, one call a group of query blocks where the ids allow.
+"""PyTorch's scaled_dot_product_attention, one call a group of query blocks where the ids allow (pieces.py)."""
 
-Queries of one block see the same prefix of the keys, so a call on (that block, that prefix) needs no mask, which lets
-PyTorch pick its fast kernels and skips what nobody sees. Neighbouring small blocks share a call with a small mask.
-Rows of a batch with different ids fall to one call with a dense mask; `plan` and `describe` show which it is.
-"""
-
-from dataclasses import dataclass
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.block_mask import BlockMask, additive
+from kernels import pieces
+from kernels.block_mask import BlockMask
 
 MIN_ROWS = 128  # queries a call: below this the call itself costs more than the keys it saves
-MAX_PIECES = 16
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Queries first..last (exclusive) against keys 0..keys; `mixed` if they do not all see all of them."""
-
-    first: int
-    last: int
-    keys: int
-    mixed: bool
-
-
-def split_ends(ends: list[int], min_rows: int) -> tuple[Piece, ...]:
-    """Pieces of at least `min_rows` queries (the last may be smaller) cut where the key end of the queries rises."""
-    pieces: list[Piece] = []
-    start = 0
-    for i in range(1, len(ends) + 1):
-        if i == len(ends) or (ends[i] != ends[i - 1] and i - start >= min_rows):
-            pieces.append(Piece(start, i, ends[i - 1], ends[start] != ends[i - 1]))
-            start = i
-    return tuple(pieces)
-
-
-def plan(mask: BlockMask) -> tuple[Piece, ...]:
-    """The calls made for this mask; empty when one call with a dense mask is made. Looks at the ids once."""
-
-    def make() -> tuple[Piece, ...]:
-        ends = mask.kv_end()
-        if ends.shape[0] > 1 and bool((ends != ends[:1]).any()):
-            return ()
-        pieces = split_ends(ends[0].tolist(), max(MIN_ROWS, -(-mask.shape[0] // MAX_PIECES)))
-        whole = len(pieces) == 1 and pieces[0].mixed and pieces[0].keys == mask.shape[1]
-        return () if whole else pieces
-
-    return mask.cached("sdpa pieces", make)
 
 
 def describe(mask: BlockMask) -> str:
-    """The choice in words, for logs and reports."""
-    pieces = plan(mask)
-    if not pieces:
-        return f"one call with a dense mask of {mask.shape[0]} x {mask.shape[1]}"
-    masks = [f"{p.last - p.first} x {p.keys}" for p in pieces if p.mixed]
-    return f"{len(pieces)} calls without a dense mask" + (f" (small masks: {', '.join(masks)})" if masks else "")
-
-
-def _piece_bias(mask: BlockMask, p: Piece, dtype: torch.dtype) -> Tensor | None:
-    """Additive (B, 1, rows or 1, keys), or None where every query of the piece sees every key."""
-
-    def make() -> Tensor | None:
-        seen = None if mask.all_keys_valid() else mask.k_valid[:, None, : p.keys]
-        if p.mixed:
-            prefix = mask.k_block[:, None, : p.keys] <= mask.q_block[:, p.first : p.last, None]
-            seen = prefix if seen is None else prefix & seen
-        return None if seen is None else additive(seen, dtype)[:, None]
-
-    return mask.cached(("sdpa bias", p, dtype), make)
+    """How a mask is split, in words."""
+    return pieces.describe(mask, MIN_ROWS)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> Tensor:
     """q (B, Lq, H, D), k and v (B, Lk, G, D) -> (B, Lq, H, D)."""
     gqa = q.shape[2] != k.shape[2]
-    qt, kt, vt = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-    pieces = plan(mask)
-    if pieces:
-        outs = []
-        for p in pieces:
-            if p.keys == 0:
-                outs.append(torch.zeros_like(q[:, p.first : p.last]))
-                continue
-            # A finite additive bias: a boolean mask gives NaN in rows that see nothing.
-            out = F.scaled_dot_product_attention(
-                qt[:, :, p.first : p.last],
-                kt[:, :, : p.keys],
-                vt[:, :, : p.keys],
-                attn_mask=_piece_bias(mask, p, q.dtype),
-                scale=scale,
-                enable_gqa=gqa,
-            )
-            outs.append(out.transpose(1, 2))
-        whole = outs[0] if len(outs) == 1 else torch.cat(outs, 1)
-    else:
-        bias = mask.bias(q.dtype)[:, None]
-        whole = F.scaled_dot_product_attention(qt, kt, vt, attn_mask=bias, scale=scale, enable_gqa=gqa).transpose(1, 2)
-    if mask.cached("all alive", lambda: bool(mask.alive().all())):
-        return whole
-    # where, not a product: nothing computed in an empty row may pass on, not even a NaN.
-    return torch.where(mask.alive()[:, :, None, None], whole, 0.0)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+        qt, kt, vt = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        out = F.scaled_dot_product_attention(qt, kt, vt, attn_mask=bias, scale=scale, enable_gqa=gqa)
+        return out.transpose(1, 2)
+
+    return pieces.attend_by_pieces(q, k, v, mask, MIN_ROWS, attend)

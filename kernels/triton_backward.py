@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.mask_tables import KeyTables, RowTables
-from kernels.triton_forward import load_keys
+from kernels.triton_forward import key_tile, load_keys, visits
 from kernels.triton_tiles import Options, Tile
 
 
@@ -112,16 +112,9 @@ def _dq_tiles(
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Adds key tiles lo..hi to dq (without the scale)."""
-    offs = tl.arange(0, BN)
     d = tl.arange(0, DP)
     for j in range(lo, hi):
-        t = j
-        if PADDED:
-            t = tl.load(tile_ptr + j)
-        n = t * BN + offs
-        key_ok = n < Lk
-        if PADDED:
-            key_ok = tl.load(valid_ptr + n, mask=key_ok, other=0) != 0
+        n, key_ok = key_tile(j, tile_ptr, valid_ptr, Lk, BN, PADDED)
         k = load_keys(k_base, n, k_l, d, Lk, key_ok, D, DP, MASKED or PADDED)
         v = load_keys(v_base, n, v_l, d, Lk, key_ok, D, DP, MASKED or PADDED)
         p = tl.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2 - lse[:, None])
@@ -162,12 +155,7 @@ def _dq_kernel(
     q = tl.load(q_at, mask=ok, other=0.0)
     do = tl.load(do_ptr + base * D + at[:, None] * D + d[None, :], mask=ok, other=0.0)
     end = tl.load(end_ptr + b * end_b + token, mask=row_ok, other=0)
-    last = tl.minimum((first_row + BM - 1) // P, Lq - 1)
-    full = tl.load(end_ptr + b * end_b + first_row // P) // BN
-    stop = tl.cdiv(tl.load(end_ptr + b * end_b + last), BN)
-    if PADDED:
-        full = tl.load(rank_ptr + b * rank_b + full)
-        stop = tl.load(rank_ptr + b * rank_b + stop)
+    full, stop = visits(end_ptr + b * end_b, rank_ptr + b * rank_b, first_row, Lq, P, BM, BN, PADDED)
     dq = tl.zeros([BM, DP], tl.float32)
     kb = k_ptr + b * k_b + (head0 // GROUP) * k_h
     vb = v_ptr + b * v_b + (head0 // GROUP) * v_h

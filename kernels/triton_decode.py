@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.mask_tables import KeyTables
-from kernels.triton_forward import attend
+from kernels.triton_forward import attend, visits
 from kernels.triton_tiles import Options, Tile
 
 
@@ -35,12 +35,7 @@ def _split_kernel(
     q_at = q_ptr + b * q_b + token[:, None] * q_l + head[:, None] * q_h + d[None, :]
     q = tl.load(q_at, mask=row_ok[:, None] & (d[None, :] < D), other=0.0)
     end = tl.load(end_ptr + b * end_b + token, mask=row_ok, other=0)
-    last = tl.minimum((first_row + BM - 1) // P, Lq - 1)
-    full = tl.load(end_ptr + b * end_b + first_row // P) // BN
-    stop = tl.cdiv(tl.load(end_ptr + b * end_b + last), BN)
-    if PADDED:
-        full = tl.load(rank_ptr + b * rank_b + full)
-        stop = tl.load(rank_ptr + b * rank_b + stop)
+    full, stop = visits(end_ptr + b * end_b, rank_ptr + b * rank_b, first_row, Lq, P, BM, BN, PADDED)
     share = tl.cdiv(stop, SPLITS)
     lo = tl.minimum(split * share, stop)
     hi = tl.minimum(lo + share, stop)

@@ -44,22 +44,46 @@ def load_keys(base, n, stride, d, Lk, key_ok, D: tl.constexpr, DP: tl.constexpr,
 
 
 @triton.jit
+def key_tile(j, tile_ptr, valid_ptr, Lk, BN: tl.constexpr, PADDED: tl.constexpr):
+    """Keys (BN,) of visit j and which of them count: inside the sequence, and valid. PADDED: some keys of the batch are
+    invalid; tiles of nothing but padding are not in the list then."""
+    t = j
+    if PADDED:
+        t = tl.load(tile_ptr + j)
+    n = t * BN + tl.arange(0, BN)
+    key_ok = n < Lk
+    if PADDED:
+        key_ok = tl.load(valid_ptr + n, mask=key_ok, other=0) != 0
+    return n, key_ok
+
+
+@triton.jit
+def visits(
+    end_ptr, rank_ptr, first_row, Lq, P: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PADDED: tl.constexpr
+):  # fmt: skip
+    """(full, stop): of the key tiles in visiting order, rows first_row.. see all of 0..full and some of full..stop.
+
+    Key ends rise along the rows, so two of them classify every tile: seen by all rows, by some, by none.
+    """
+    last = tl.minimum((first_row + BM - 1) // P, Lq - 1)
+    full = tl.load(end_ptr + first_row // P) // BN
+    stop = tl.cdiv(tl.load(end_ptr + last), BN)
+    if PADDED:
+        full = tl.load(rank_ptr + full)
+        stop = tl.load(rank_ptr + stop)
+    return full, stop
+
+
+@triton.jit
 def attend(
     acc, m, total, q, k_base, v_base, k_stride, v_stride, end, valid_ptr, tile_ptr, lo, hi, Lk, scale_log2,
     D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, PADDED: tl.constexpr,
     POLY: tl.constexpr, THRESHOLD: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Key tiles lo..hi. MASKED: the tile crosses some row's key end; PADDED: some keys of the batch are invalid."""
-    offs = tl.arange(0, BN)
     d = tl.arange(0, DP)
     for j in range(lo, hi):
-        t = j
-        if PADDED:
-            t = tl.load(tile_ptr + j)  # tiles of nothing but padding are not in the list
-        n = t * BN + offs
-        key_ok = n < Lk
-        if PADDED:
-            key_ok = tl.load(valid_ptr + n, mask=key_ok, other=0) != 0
+        n, key_ok = key_tile(j, tile_ptr, valid_ptr, Lk, BN, PADDED)
         k = load_keys(k_base, n, k_stride, d, Lk, key_ok, D, DP, MASKED or PADDED)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale_log2
         if MASKED:
@@ -106,13 +130,7 @@ def _forward_kernel(
     q = tl.load(q_at, mask=row_ok[:, None] & (d[None, :] < D), other=0.0)
     end = tl.load(end_ptr + b * end_b + token, mask=row_ok, other=0)
     alive = tl.load(alive_ptr + b * alive_b + token, mask=row_ok, other=0) != 0
-    # Key ends rise along the rows, so two of them classify every tile: seen by all rows, by some, by none.
-    last = tl.minimum((first_row + BM - 1) // P, Lq - 1)
-    full = tl.load(end_ptr + b * end_b + first_row // P) // BN
-    stop = tl.cdiv(tl.load(end_ptr + b * end_b + last), BN)
-    if PADDED:
-        full = tl.load(rank_ptr + b * rank_b + full)
-        stop = tl.load(rank_ptr + b * rank_b + stop)
+    full, stop = visits(end_ptr + b * end_b, rank_ptr + b * rank_b, first_row, Lq, P, BM, BN, PADDED)
     acc = tl.zeros([BM, DP], tl.float32)
     m = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from rl.config import EnvironmentConfig
 from rl.envs.history import History
 from rl.sims import make_simulator
-from rl.types import Observation
+from rl.types import Frame, Observation, StepReward
 
 MAX_ACTION_DIM = 32
 MAX_STATE_DIM = 32
@@ -42,7 +42,9 @@ def area_resized(image: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.uint
 
 
 class F1RLEnv(gym.Env[dict[str, Any], npt.NDArray[np.float32]]):
-    """One robot at a table. Reward is 0 (intrinsic rewards come from the collector); episodes end by truncation only.
+    """One robot at a table; episodes end by truncation only. Training computes intrinsic rewards in the collector, for
+    all environments at once, and the reward here is 0; a single environment takes them from `teacher_policy`
+    (`rl.training.step_reward.IntrinsicStepReward`), with the components in `info["reward_components"]`.
 
     An episode is a pure function of (seed, rank, env_index, episode index). The episode index starts at 0 and rises by
     one with every reset; `reset(options={"episode": n})` jumps, `reset(seed=s)` starts over with another seed.
@@ -54,7 +56,7 @@ class F1RLEnv(gym.Env[dict[str, Any], npt.NDArray[np.float32]]):
         self,
         task_config: EnvironmentConfig,
         phase: str = "teacher",
-        teacher_policy: Any = None,
+        teacher_policy: StepReward | None = None,
         history_length: int = 4,
         max_steps: int = 50,
         device: str = "cpu",
@@ -66,16 +68,23 @@ class F1RLEnv(gym.Env[dict[str, Any], npt.NDArray[np.float32]]):
         rank: int = 0,
         env_index: int = 0,
         render_mode: str | None = None,
+        scene_facts: bool = False,
     ) -> None:
-        """Raises ValueError for values no environment can have. `action_scale` replaces the configured one (rad)."""
+        """Raises ValueError for values no environment can have. `action_scale` replaces the configured one (rad).
+
+        scene_facts: `info["privileged"]` also has the simulator's `facts()`, for evaluation.
+        """
         _check(task_config, phase, teacher_policy, max_steps, single_arm, render_mode)
         if action_scale is not None:
             task_config = dataclasses.replace(task_config, action_scale=action_scale)
         if task_config.action_scale <= 0:
             raise ValueError(f"action_scale is {task_config.action_scale} rad; it must be positive")
         self.task_config, self.phase, self.max_steps = task_config, phase, max_steps
-        self.render_mode = render_mode
+        self.render_mode, self.teacher_policy = render_mode, teacher_policy
         self.sim = make_simulator(task_config, seed=seed, rank=rank, env_index=env_index, gpu=gpu_of(device))
+        self.scene_facts = scene_facts
+        if scene_facts:
+            self.sim.watch_contacts = True
         self.action_dim, self.state_dim = self.sim.action_dim, self.sim.state_dim
         # True where a padded dimension is a real one.
         self.action_mask = np.arange(MAX_ACTION_DIM) < self.action_dim
@@ -108,6 +117,8 @@ class F1RLEnv(gym.Env[dict[str, Any], npt.NDArray[np.float32]]):
         self._steps, self._running = 0, True
         wrist = self._look()
         self._history.reset(area_resized(wrist, self.task_config.wm_size))
+        if self.teacher_policy is not None:
+            self.teacher_policy.begin(self._frame(wrist))
         return self._observe(wrist), self._info()
 
     def step(self, action: npt.NDArray[np.float32]) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
@@ -127,7 +138,10 @@ class F1RLEnv(gym.Env[dict[str, Any], npt.NDArray[np.float32]]):
         self._history.append(executed, area_resized(wrist, self.task_config.wm_size))
         info = self._info()
         info["executed_action"] = executed
-        return self._observe(wrist), 0.0, False, truncated, info
+        reward = 0.0
+        if self.teacher_policy is not None:
+            reward, info["reward_components"] = self.teacher_policy.step(executed, self._frame(wrist))
+        return self._observe(wrist), reward, False, truncated, info
 
     def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]
         """Head and wrist camera side by side, (vlm, 2 vlm, 3) uint8; None unless render_mode is rgb_array."""
@@ -153,11 +167,20 @@ class F1RLEnv(gym.Env[dict[str, Any], npt.NDArray[np.float32]]):
         self._head = self.sim.render("head")
         return self.sim.render("wrist")
 
-    def _observe(self, wrist: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    def _frame(self, wrist: npt.NDArray[np.uint8]) -> Frame:
         assert self._head is not None
-        view = self._history.view()
+        config = self.task_config
+        seen = area_resized(wrist, config.wm_size), area_resized(wrist, config.vlm_size)
+        return Frame(self._head, *seen, self._state())
+
+    def _state(self) -> npt.NDArray[np.float32]:
         state = np.zeros(MAX_STATE_DIM, np.float32)
         state[: self.state_dim] = self.sim.state()
+        return state
+
+    def _observe(self, wrist: npt.NDArray[np.uint8]) -> dict[str, Any]:
+        assert self._head is not None
+        view, state = self._history.view(), self._state()
         wrist = area_resized(wrist, self.task_config.vlm_size)
         cameras: Observation = {"image0": self._head, "image1": wrist} if self.phase == "teacher" else {"image0": wrist}
         return {
@@ -172,7 +195,7 @@ class F1RLEnv(gym.Env[dict[str, Any], npt.NDArray[np.float32]]):
     def _info(self) -> dict[str, Any]:
         info: dict[str, Any] = {"episode_index": self.episode_index}
         if self.phase != "teacher":
-            info["privileged"] = {"head": self._head}
+            info["privileged"] = {"head": self._head, **(self.sim.facts() if self.scene_facts else {})}
         return info
 
 
@@ -202,8 +225,11 @@ def _check(
         raise ValueError(f"task_config is {type(config).__name__}; pass the `environment` block as EnvironmentConfig")
     if phase not in PHASES:
         raise ValueError(f"phase '{phase}' is unknown; there are: {', '.join(PHASES)}")
-    if teacher_policy is not None:
-        raise ValueError("teacher_policy: rewards inside a single environment are not available yet; pass None")
+    if teacher_policy is not None and not all(callable(getattr(teacher_policy, n, None)) for n in ("begin", "step")):
+        raise ValueError(
+            f"teacher_policy is a {type(teacher_policy).__name__}; pass what has begin(frame) and step(action, frame), "
+            "such as rl.training.step_reward.IntrinsicStepReward, or None"
+        )
     if config.task_name not in TASKS:
         raise ValueError(f"environment.task_name '{config.task_name}' is unknown; there are: {', '.join(TASKS)}")
     if not (single_arm and config.single_arm):

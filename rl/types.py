@@ -4,7 +4,7 @@ Letters: T time, N history slots, E environments, A padded action dim, S padded 
 """
 
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,38 @@ class Transition:
 
 
 @dataclass
+class SceneTrace:
+    """What only the simulator knows of T + 1 frames of an episode with K objects; see `facts` of the simulator."""
+
+    wrist_pose: FloatArray  # (T + 1, 7) position (m) and quaternion wxyz
+    objects: FloatArray  # (T + 1, K, 3) positions (m)
+    touched: npt.NDArray[np.bool_]  # (T + 1, K) so far in the episode
+    in_view: npt.NDArray[np.bool_]  # (T + 1, K) of the wrist camera
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One moment of one environment, both cameras."""
+
+    head: UInt8Array  # (vlm, vlm, 3)
+    wrist: UInt8Array  # (wm, wm, 3)
+    wrist_vlm: UInt8Array  # (vlm, vlm, 3)
+    state: FloatArray  # (S,)
+
+
+class StepReward(Protocol):
+    """Rewards of one environment, step by step."""
+
+    def begin(self, frame: Frame) -> None:
+        """An episode begins."""
+        ...
+
+    def step(self, action: FloatArray, frame: Frame) -> tuple[float, dict[str, float]]:
+        """Reward of the executed action (A,) that led to `frame`, and its raw components."""
+        ...
+
+
+@dataclass
 class EpisodeRecord:
     """One episode as pictures: frame t was seen before `actions[t]`, frame t + 1 after it."""
 
@@ -52,6 +84,7 @@ class EpisodeRecord:
     actions: FloatArray  # (T, A) executed normalised actions
     env_index: int
     episode_index: int  # of this environment
+    scene: SceneTrace | None = None  # where the collector was asked for it
 
 
 @dataclass

@@ -64,16 +64,19 @@ def true_next_observation(
 def true_info(infos: dict[str, Any], key: str, num_envs: int) -> npt.NDArray[Any]:
     """`infos[key]` of a vector step, rows of ended episodes from `infos["final_info"]`; (num_envs, ...).
 
-    Raises KeyError when an environment did not report it.
+    A key of a nested info is written "outer/inner". Raises KeyError when an environment did not report it.
     """
     parts = [infos] if "final_info" not in infos else [infos, infos["final_info"]]
     seen = np.zeros(num_envs, np.bool_)
     result: npt.NDArray[Any] | None = None
+    *outer, name = key.split("/")
     for part in parts:
-        if key in part:
-            rows = part[f"_{key}"]
-            result = part[key].copy() if result is None else result
-            result[rows] = part[key][rows]
+        for level in outer:
+            part = part.get(level, {})
+        if name in part:
+            rows = part[f"_{name}"]
+            result = part[name].copy() if result is None else result
+            result[rows] = part[name][rows]
             seen |= rows
     if result is None or not seen.all():
         raise KeyError(f"info '{key}' is missing for environments {np.flatnonzero(~seen).tolist()}")

@@ -157,7 +157,7 @@ def test_action_scale_replaces_the_configured_one() -> None:
     ("options", "complaint"),
     [
         ({"phase": "pupil"}, "teacher, student, adversarial"),
-        ({"teacher_policy": object()}, "not available yet"),
+        ({"teacher_policy": object()}, "IntrinsicStepReward"),
         ({"history_length": 0}, "n_obs_img_steps"),
         ({"obs_img_stride": 0}, "obs_img_stride"),
         ({"max_steps": 0}, "max_steps"),

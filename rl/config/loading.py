@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from f1_vla.config import F1Config
+from rl.config.presets import apply_run_options, preset_files
 from rl.config.run import EnvironmentConfig
 from rl.config.tree import CONFIG_DIR, Config, validate
 
@@ -97,15 +98,28 @@ def _dotlist(overrides: list[str]) -> DictConfig:
     return OmegaConf.from_dotlist(overrides)
 
 
-def load(path: str | Path | None = None, overrides: list[str] | None = None) -> Config:
-    """Defaults <- YAML file at `path` (default configs/rl_config.yaml) <- `block.key=value` overrides."""
+def load(path: str | Path | None = None, overrides: list[str] | None = None, run: str | None = None) -> Config:
+    """Defaults <- YAML file at `path` (default configs/rl_config.yaml) <- `block.key=value` overrides.
+
+    `run`: arm or rl; the presets of its algorithm and its task are merged before the overrides.
+    """
     node = OmegaConf.structured(Config)
     path = Path(path) if path is not None else CONFIG_DIR / "rl_config.yaml"
     node = _merge(node, _read_yaml(path), str(path))
-    node = _merge(node, _dotlist(overrides or []), "command line")
+    given = _dotlist(overrides or [])
+    if run is not None:
+        for preset in preset_files(run, _typed(_merge(node, given, "command line"))):
+            node = _merge(node, _read_yaml(preset), str(preset))
+    cfg = _typed(_merge(node, given, "command line"))
+    if run is not None:
+        apply_run_options(cfg, run)
+    validate(cfg)
+    return cfg
+
+
+def _typed(node: DictConfig) -> Config:
     cfg = OmegaConf.to_object(node)
     assert isinstance(cfg, Config)
-    validate(cfg)
     return cfg
 
 
@@ -150,6 +164,13 @@ def as_config(cfg: DictConfig | Config) -> Config:
     assert isinstance(typed, Config)
     validate(typed)
     return typed
+
+
+def with_overrides(cfg: Config, overrides: list[str], source: str) -> Config:
+    """A changed copy of a tree; `source` is named in errors."""
+    changed = _typed(_merge(as_node(cfg), _dotlist(overrides), source))
+    validate(changed)
+    return changed
 
 
 def environment_from_dict(block: dict[str, Any]) -> EnvironmentConfig:

@@ -16,24 +16,7 @@ class TeacherConfig:
     burn_in: int = 4  # steps that refresh the stored memory state before a window
     latent_loss_weight: float = 4.0  # only with arch.world_model.latent_head
     latent_batch_size: int = 32  # single steps an update that train the latent head alone; 0: none
-
-
-@dataclass
-class StudentRewardsConfig:
-    memory_divergence_weight: float = 0.5
-    wm_uncertainty_weight: float = 0.5
-
-
-@dataclass
-class StudentConfig:
-    output_dir: str = "./outputs/student_rl"
-    rewards: StudentRewardsConfig = field(default_factory=StudentRewardsConfig)
-
-
-@dataclass
-class AdversarialConfig:
-    output_dir: str = "./outputs/adversarial_rl"
-    total_iterations: int = 100000
+    bootstrap_probability: float = 0.5  # that an ensemble member trains on an episode (arch.world_model.ensemble_heads)
 
 
 @dataclass
@@ -54,13 +37,3 @@ class TokenizerTrainingConfig:
     l1_weight: float = 0.1
     codebook_decay: float = 0.98
     dead_code_steps: int = 100  # a code unused for so many steps is restarted
-
-
-HELD_OUT_SEED = 1_000_000  # scenes from this seed on are never trained on
-
-
-@dataclass
-class EvaluationConfig:
-    num_episodes: int = 40
-    seed: int = HELD_OUT_SEED
-    bootstrap_samples: int = 2000

@@ -101,6 +101,7 @@ class DomainRandomizationConfig:
     random_background: bool = True  # procedural wall and table textures
     random_light: bool = True
     cluttered_table: bool = True
+    noisy_screen: bool = False  # a board that shows fresh noise at every step: nothing about it can be learned
 
 
 @dataclass
@@ -130,3 +131,4 @@ class LoggingConfig:
     file_level: str = "DEBUG"
     enable_file_logging: bool = True
     tensorboard: bool = True
+    wandb: bool = False  # Weights & Biases instead (package wandb; not installed by the set-up)

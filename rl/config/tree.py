@@ -3,15 +3,19 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rl.config.phases import (
-    HELD_OUT_SEED,
-    AdversarialConfig,
-    EvaluationConfig,
-    StudentConfig,
-    TeacherConfig,
-    TokenizerTrainingConfig,
-)
+from rl.config.adversarial import AdversarialConfig
+from rl.config.arm import ArmConfig, check_arm
+from rl.config.diffusion import DiffusionConfig
+from rl.config.evaluation import HELD_OUT_SEED, EvaluationConfig, check_evaluation
+from rl.config.phases import TeacherConfig, TokenizerTrainingConfig
+from rl.config.pipeline import PipelineConfig, check_pipeline
+from rl.config.play import PlayConfig, check_play
+from rl.config.policy_run import check_policy_run
+from rl.config.ppo import PPOConfig
+from rl.config.rl_tasks import RLConfig, check_rl
 from rl.config.run import EnvironmentConfig, LoggingConfig, ModelConfig, TrainingConfig
+from rl.config.sac import SACConfig
+from rl.config.student import StudentConfig
 
 REPO_ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG_DIR = REPO_ROOT / "configs"
@@ -28,8 +32,15 @@ class Config:
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    sac: SACConfig = field(default_factory=SACConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    arm: ArmConfig = field(default_factory=ArmConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
+    play: PlayConfig = field(default_factory=PlayConfig)
     tokenizer: TokenizerTrainingConfig = field(default_factory=TokenizerTrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
 
 
 def validate(cfg: Config) -> None:
@@ -62,6 +73,15 @@ def validate(cfg: Config) -> None:
     for name, p in [
         ("teacher.view_dropout", cfg.teacher.view_dropout),
         ("teacher.action_dropout", cfg.teacher.action_dropout),
+        ("teacher.bootstrap_probability", cfg.teacher.bootstrap_probability),
     ]:
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"{name} is {p}; a probability lies between 0 and 1")
+    cfg.ppo.validate()
+    check_policy_run("arm", cfg.arm)
+    check_arm(cfg.arm)
+    check_policy_run("rl", cfg.rl)
+    check_rl(cfg.rl)
+    check_play(cfg.play)
+    check_evaluation(cfg.evaluation)
+    check_pipeline(cfg.pipeline)

@@ -9,15 +9,15 @@ import numpy.typing as npt
 import sapien
 
 from rl.config import EnvironmentConfig, Visuals
-from rl.sims import rendering, tabletop_scene
-from rl.sims.panda_assets import panda_urdf
+from rl.sims import rendering, scene_facts, tabletop_scene
+from rl.sims.noisy_screen import NoisyScreen
+from rl.sims.panda_robot import GRIPPER_RANGE, NUM_JOINTS, load_panda
 from rl.sims.seeding import Purpose, StreamKey, stream
 from rl.sims.textures import srgb_to_linear
 
 FloatArray = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
 
-NUM_JOINTS = 7
 ACTION_DIM = NUM_JOINTS + 1
 # Order of `state()`.
 STATE_NAMES = (
@@ -30,8 +30,6 @@ STATE_NAMES = (
 STATE_DIM = len(STATE_NAMES)
 HOME = np.array([0.0, np.pi / 8, 0.0, -5 * np.pi / 8, 0.0, 3 * np.pi / 4, np.pi / 4])  # rad
 HOME_NOISE = 0.15  # rad
-GRIPPER_RANGE = (0.0, 0.04)  # m
-STIFFNESS, DAMPING = 1000.0, 100.0
 CAMERAS = ("head", "wrist")
 HEAD_EYE, HEAD_TARGET, HEAD_FOV = (1.35, 0.55, 0.95), (0.35, 0.0, 0.15), 1.0
 WRIST_POSE, WRIST_FOV = sapien.Pose([0.07, 0, -0.02], [0.7071, 0, -0.7071, 0]), 1.3  # on panda_hand, along its z
@@ -57,6 +55,7 @@ class SapienTabletop:
         self._low_poly = config.visuals == Visuals.low or (config.visuals == Visuals.auto and software)
         self._scene_index: int | None = None
         self.episode_index: int | None = None
+        self.watch_contacts = False  # True: `facts` knows what was touched
 
     # --- episodes ---
 
@@ -68,10 +67,12 @@ class SapienTabletop:
         if scene_index != self._scene_index:
             self._build(scene_index)
         self.episode_index = episode_index
+        self._touched = np.zeros(len(self._objects), np.bool_)
         self._renew_physics()
         self._move_actors()
         self._set_light()
-        self._scene.update_render()
+        self._noise = stream(self.key, episode_index, Purpose.screen)
+        self._draw()
 
     def set_seed(self, seed: int) -> None:
         """Other episodes from the next reset on. Raises ValueError unless 0 <= seed < 2 ** 32."""
@@ -92,7 +93,7 @@ class SapienTabletop:
         if self._scene_index is not None:
             self._scene.clear()
             del self._scene, self._robot, self._objects, self._cameras, self._sun, self._specs
-            del self._joints, self._fingers, self._ee, self._entities
+            del self._joints, self._fingers, self._ee, self._entities, self._screen
         self._scene_index = None
 
     def _build(self, scene_index: int) -> None:
@@ -114,6 +115,7 @@ class SapienTabletop:
             tabletop_scene.add_object(self._scene, f"object_{i}", spec, self._low_poly)
             for i, spec in enumerate(self._specs)
         ]
+        self._screen = NoisyScreen(self._scene) if dr.noisy_screen else None
         self._sun = self._scene.add_directional_light([0, 0, -1], [1, 1, 1])
         self._cameras = self._add_cameras()
         self._entities = self._scene.entities
@@ -138,17 +140,9 @@ class SapienTabletop:
 
     def _load_robot(self, color: npt.NDArray[np.float64] | None) -> sapien.physx.PhysxArticulation:
         """Panda with base at the origin, no gravity, position drives; `color` (3,) sRGB replaces its white."""
-        urdf = panda_urdf(self._low_poly)
-        loader = self._scene.create_urdf_loader()
-        loader.fix_root_link = True
-        builder = loader.load_file_as_articulation_builder(str(urdf), srdf_file=str(urdf.with_suffix(".srdf")))
-        robot = builder.build()
-        for link in robot.links:
-            link.disable_gravity = True
+        robot = load_panda(self._scene, self._low_poly)
         self._joints = robot.active_joints[:NUM_JOINTS]
         self._fingers = robot.active_joints[NUM_JOINTS:]
-        for joint in robot.active_joints:
-            joint.set_drive_properties(STIFFNESS, DAMPING)
         self._limits = np.concatenate([j.get_limits() for j in self._joints]).astype(np.float64)
         self._ee = robot.find_link_by_name("panda_hand_tcp")
         if color is not None:
@@ -206,8 +200,16 @@ class SapienTabletop:
         self._drive()
         for _ in range(self.config.physics_steps):
             self._scene.step()
-        self._scene.update_render()
+            if self.watch_contacts:
+                self._touched |= scene_facts.touched_by_robot(self._scene.get_contacts(), self._objects)
+        self._draw()
         return executed.astype(np.float32)
+
+    def _draw(self) -> None:
+        """Brings the scene to the renderer, with the next picture of a noisy screen."""
+        if self._screen is not None:
+            self._screen.refresh(self._noise)
+        self._scene.update_render()
 
     def _drive(self) -> None:
         for joint, target in zip(self._joints, self._target[:NUM_JOINTS], strict=True):
@@ -233,6 +235,20 @@ class SapienTabletop:
         """Privileged: (num_objects, 7) float32, position (m) and quaternion wxyz in the robot base frame."""
         rows = [np.concatenate([e.pose.p, e.pose.q]) for e in self._objects]
         return np.asarray(rows, np.float32).reshape(len(rows), 7)
+
+    def facts(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Privileged: `wrist_pose` (7,) of the tool, position (m) and quaternion wxyz; `objects` (K, 3) positions (m);
+        `touched` (K,) by the robot since the episode began, with `watch_contacts`; `in_view` (K,) of the wrist camera,
+        by direction."""
+        pose, camera = self._ee.entity_pose, self._cameras["wrist"]
+        objects = self.object_poses()[:, :3]
+        reach = np.array([np.hypot(s.size, s.half_height) for s in self._specs])
+        return {
+            "wrist_pose": np.concatenate([pose.p, pose.q]).astype(np.float32),
+            "objects": objects,
+            "touched": self._touched.copy(),
+            "in_view": scene_facts.in_view(camera.get_extrinsic_matrix(), WRIST_FOV, objects, reach),
+        }
 
     def segmentation(self, camera: str) -> npt.NDArray[np.int32]:
         """Privileged: (size, size) int32 entity ids, names in `entity_names()`; draws once more."""

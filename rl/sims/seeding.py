@@ -18,6 +18,7 @@ class Purpose(IntEnum):
     placement = 3  # episode
     arm = 4  # episode
     light = 5  # episode
+    screen = 6  # episode, one picture after another
 
 
 class StreamKey(NamedTuple):

@@ -1,6 +1,6 @@
 """Checkpoints that survive a crash at any line. The only caller of torch.save and torch.load in `rl`.
 
-    checkpoint-{n}/ model.pt  training_state.pt  metrics.pt  peft_adapter/  {name}_rank{r}.pt  manifest.json
+    checkpoint-{n}/ model.pt  training_state.pt  metrics.pt  peft_adapter/  {name}_rank{r}.pt  base.json  manifest.json
 
 Writing: everything goes to a hidden `.tmp-checkpoint-n-*` directory of the run, each file is fsynced, the manifest
 (sizes and sha256) comes last, the directory is renamed and its parent fsynced; only then are older checkpoints pruned.
@@ -23,9 +23,11 @@ import torch
 
 from rl.training.atomic_io import atomic_path, fsync_dir, fsync_file
 from rl.training.checkpoint_files import (
+    BASE,
     MANIFEST,
     FileEntry,
     InvalidCheckpointError,
+    ReleasedBase,
     checkpoint_dirs,
     describe,
     manifest_text,
@@ -121,6 +123,11 @@ class SavedCheckpoint:
     def adapter_dir(self) -> Path | None:
         """Directory in PEFT's format, None when no adapter was saved."""
         return self.path / "peft_adapter" if self.has("peft_adapter/adapter_config.json") else None
+
+    @property
+    def base(self) -> ReleasedBase | None:
+        """The published files that model.pt leaves entries to; None when it is complete."""
+        return ReleasedBase.from_json((self.path / BASE).read_text(encoding="utf-8")) if self.has(BASE) else None
 
     def has(self, name: str) -> bool:
         return any(f["name"] == name for f in self.manifest["files"])
@@ -251,7 +258,7 @@ class CheckpointManager:
         """Bytes this rank will write; refuses state that could not be loaded back."""
         own = {"per_rank": state.per_rank, "rank_files": state.rank_files}
         if self._world.is_main:
-            own |= {"model": state.model, "training": state.training, "metrics": state.metrics}
+            own |= {"model": state.stored_model, "training": state.training, "metrics": state.metrics}
         return sum(plain_bytes(v, k) for k, v in own.items())
 
     def _begin(self, target: Path, tmp: Path, size: int, replace: bool) -> None:
@@ -271,7 +278,11 @@ class CheckpointManager:
         """Files of this rank, fsynced, as manifest entries."""
         written = []
         if self._world.is_main:
-            _save(state.model, tmp / "model.pt")
+            _save(state.stored_model, tmp / "model.pt")
+            if state.base is not None:
+                (tmp / BASE).write_text(state.base.to_json(), encoding="utf-8")
+                fsync_file(tmp / BASE)
+                written.append(tmp / BASE)
             _fault_point("model_written")
             if state.peft_adapter is not None:
                 (tmp / "peft_adapter").mkdir()

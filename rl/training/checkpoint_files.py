@@ -13,6 +13,7 @@ from typing import Any
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+BASE = "base.json"
 _NAME = re.compile(r"checkpoint-([0-9]+)")
 _CHUNK = 1 << 20
 
@@ -32,6 +33,23 @@ class FileEntry:
     name: str
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class ReleasedBase:
+    """Published files (absolute names) and the entries of the model's `state_dict` that are theirs unchanged: named in
+    a checkpoint instead of copied."""
+
+    files: tuple[FileEntry, ...]
+    entries: tuple[str, ...]
+
+    def to_json(self) -> str:
+        return json.dumps({"files": [vars(f) for f in self.files], "entries": self.entries}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ReleasedBase":
+        data = json.loads(text)
+        return cls(tuple(FileEntry(**f) for f in data["files"]), tuple(data["entries"]))
 
 
 def step_of(directory: Path) -> int | None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rl.training.checkpoint_files import ReleasedBase
+
 # Exactly these types pass torch.load(weights_only=True); subclasses (StrEnum, np.float64, defaultdict) do not.
 _SCALARS = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CONTAINERS = (list, tuple, set)
@@ -26,6 +28,13 @@ class CheckpointState:
     per_rank: dict[str, Any] = field(default_factory=dict)  # gathered into training_state.pt: RNG, memory, carry-over
     rank_files: dict[str, Any] = field(default_factory=dict)  # name -> object, written as {name}_rank{r}.pt
     peft_adapter: Callable[[Path], None] | None = None  # writes adapter_config.json, adapter_model.safetensors
+    base: ReleasedBase | None = None  # entries of `model` that published files hold unchanged: not written
+
+    @property
+    def stored_model(self) -> dict[str, torch.Tensor]:
+        """`model` without what the base holds."""
+        held = set() if self.base is None else set(self.base.entries)
+        return {k: v for k, v in self.model.items() if k not in held}
 
 
 def plain_bytes(value: Any, where: str) -> int:

@@ -4,6 +4,7 @@ Letters: E environments, T steps, A padded action dim, S padded state dim.
 """
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from gymnasium.vector import SyncVectorEnv
 from rl.config import Config
 from rl.f1_rl_env import F1RLEnv
 from rl.training.seeds import words_for
-from rl.types import EpisodeRecord
+from rl.types import EpisodeRecord, SceneTrace
 from rl.vec_env import make_vector_env, true_info, true_next_observation
+
+_FACTS = tuple(f.name for f in fields(SceneTrace))
 
 # (observations, episode index, step) -> actions (E, A)
 ActionSource = Callable[[dict[str, npt.NDArray[Any]], int, int], npt.NDArray[np.float32]]
@@ -43,13 +46,18 @@ class EpisodeCollector:
     """Steps all environments of this rank together; every environment runs the same episode index."""
 
     def __init__(
-        self, config: Config, phase: str, rank: int, device: str, num_obs: int, stride: int, seed: int
-    ) -> None:
+        self, config: Config, phase: str, rank: int, device: str, num_obs: int, stride: int, seed: int,
+        scene_facts: bool = False,
+    ) -> None:  # fmt: skip
+        """scene_facts: records carry their `SceneTrace` (student view only)."""
+        assert not (scene_facts and phase == "teacher")
+        self.scene_facts = scene_facts
         self.num_envs = config.training.num_envs
         self.steps_per_episode = config.training.steps_per_episode
         envs = make_vector_env(
             config.environment, phase, self.num_envs, rank=rank, seed=seed,
             history_length=num_obs, obs_img_stride=stride, max_steps=self.steps_per_episode, device=device,
+            scene_facts=scene_facts,
         )  # fmt: skip
         assert isinstance(envs, SyncVectorEnv)
         self.envs = envs
@@ -60,6 +68,7 @@ class EpisodeCollector:
         self.phase = phase
         self.episode = 0  # index of the episode that the next collection starts
         self._observations: dict[str, npt.NDArray[Any]] | None = None
+        self._infos: dict[str, Any] = {}
 
     def rebuild(self, episode: int) -> None:
         """Drops all scenes; the next collection starts episode index `episode` in scenes built anew."""
@@ -78,8 +87,10 @@ class EpisodeCollector:
 
     def _collect_episode(self, act: ActionSource) -> list[EpisodeRecord]:
         if self._observations is None:
-            self._observations, _ = self.envs.reset(options={"episode": self.episode})
-        frames = [self._frame(self._observations)]
+            self._observations, self._infos = self.envs.reset(options={"episode": self.episode})
+        began = {k: v for k, v in self._infos.items() if k != "final_info"}  # which is of the episode before
+        frames = [self._frame(self._observations, began)]
+        facts = [self._facts(began)]
         actions = []
         for t in range(self.steps_per_episode):
             self._observations, _, terminated, truncated, infos = self.envs.step(
@@ -87,21 +98,39 @@ class EpisodeCollector:
             )
             assert not terminated.any() and truncated.all() == (t == self.steps_per_episode - 1)
             actions.append(true_info(infos, "executed_action", self.num_envs))
-            frames.append(self._frame(true_next_observation(self._observations, infos)))
+            frames.append(self._frame(true_next_observation(self._observations, infos), infos))
+            facts.append(self._facts(infos))
+            self._infos = infos
         self.episode += 1
         head, wrist, wrist_vlm, states = (np.stack([f[i] for f in frames], 1) for i in range(4))
         return [
             EpisodeRecord(
-                head[e], wrist[e], wrist_vlm[e], states[e], np.stack([a[e] for a in actions]), e, self.episode - 1
-            )
+                head[e],
+                wrist[e],
+                wrist_vlm[e],
+                states[e],
+                np.stack([a[e] for a in actions]),
+                e,
+                self.episode - 1,
+                SceneTrace(*(np.stack([f[k][e] for f in facts]) for k in _FACTS)) if self.scene_facts else None,
+            )  # fmt: skip
             for e in range(self.num_envs)
         ]
 
-    def _frame(self, obs: dict[str, npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
-        """Head and wrist (E, vlm, vlm, 3), wrist (E, wm, wm, 3) and state (E, S) of one observation; copies."""
-        assert self.phase == "teacher", "head pictures of the student phases are in info['privileged']"
+    def _frame(self, obs: dict[str, npt.NDArray[Any]], infos: dict[str, Any]) -> tuple[npt.NDArray[Any], ...]:
+        """Head (E, vlm, vlm, 3), wrist (E, wm, wm, 3), wrist (E, vlm, vlm, 3) and state (E, S); copies.
+
+        In the student view the head picture is in no observation: it comes from the info, for rewards and videos.
+        """
         wrist = obs["image0_history"][:, -1].copy()
-        return obs["image0"].copy(), wrist, obs["image1"].copy(), obs["state"].copy()
+        if self.phase == "teacher":
+            return obs["image0"].copy(), wrist, obs["image1"].copy(), obs["state"].copy()
+        return true_info(infos, "privileged/head", self.num_envs), wrist, obs["image0"].copy(), obs["state"].copy()
+
+    def _facts(self, infos: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+        """What the simulators know, (E, ...) each; nothing unless asked for."""
+        names = _FACTS if self.scene_facts else ()
+        return {k: true_info(infos, f"privileged/{k}", self.num_envs) for k in names}
 
     def close(self) -> None:
         self.envs.close()

@@ -6,11 +6,13 @@ from typing import Any
 # The architecture itself is compared key by key under "arch", so the name of its file may change.
 # Changing these leaves model, optimizer and data of the coming steps what they would have been, or only their number.
 BENIGN = (
-    "training.num_episodes", "training.save_every", "training.log_every", "training.video_save_every",
-    "training.sample_save_every", "training.keep_*", "training.num_threads", "training.device", "training.debug",
-    "logging.*", "model.config_file", "*.output_dir", "adversarial.total_iterations", "evaluation.*",
+    "training.num_episodes", "training.video_save_every", "training.sample_save_every", "training.keep_*",
+    "training.num_threads", "training.device", "training.debug", "*.save_every", "*.log_every", "*.output_dir",
+    "model.config_file", "adversarial.total_iterations", "arm.steps", "rl.max_iterations", "*.eval_*",
+    "*.final_episodes", "*.compare*", "*.export", "*.headless", "*.logger", "logging.*", "evaluation.*",
 )  # fmt: skip
-PHASE_BLOCKS = ("teacher", "student", "adversarial", "tokenizer")
+READS = {"adversarial": ("teacher", "student")}  # blocks of other phases that a phase reads
+PHASE_BLOCKS = ("teacher", "student", "adversarial", "tokenizer", "arm", "rl", "play", "pipeline")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -26,7 +28,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def is_benign(key: str, phase: str) -> bool:
     """True for the list above and for blocks of other phases, which this phase does not read."""
-    other_phase = key.split(".")[0] in PHASE_BLOCKS and not key.startswith(f"{phase}.")
+    block = key.split(".")[0]
+    other_phase = block in PHASE_BLOCKS and block not in (phase, *READS.get(phase, ()))
     return other_phase or any(fnmatch.fnmatchcase(key, pattern) for pattern in BENIGN)
 
 

@@ -3,15 +3,16 @@
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
+from f1_vla.config import F1Config
 from rl import config as rl_config
 from rl.suppress_logs import suppress_logs
 from rl.training import cli, provenance
 from rl.training.checkpoint import CheckpointManager
 from rl.training.gpu import setup_sapien_gpu
 from rl.training.logging_setup import setup_logging
-from rl.training.loop import Loop, Phase
+from rl.training.loop import Loop, Pace, Phase
 from rl.training.model_setup import check_model_files
 from rl.training.parallel_utils import ParallelContext
 from rl.training.preemption import StopFlag
@@ -24,26 +25,32 @@ class ClosablePhase(Phase, Protocol):
     def close(self) -> None: ...
 
 
-def run_phase(args: cli.Args, build: Callable[[cli.Args, ParallelContext], ClosablePhase], total: int) -> None:
+def run_phase(
+    args: cli.Args, build: Callable[[cli.Args, ParallelContext], ClosablePhase], total: int,
+    check: Callable[[rl_config.Config, F1Config], None] = check_model_files, pace: Pace | None = None,
+    finish: Callable[[Any, RunDir], None] | None = None,
+) -> None:  # fmt: skip
     """Collective. Opens the run, builds the phase, restores what there is to restore and runs the loop to `total`.
 
-    What can be refused without a model or a simulator is refused before the run directory is touched.
+    What can be refused without a model or a simulator is refused by `check` before the run directory is touched.
+    `pace`: when to save and write, default that of `training`. `finish(phase, run)` is called when `total` is reached.
     """
     cfg = args.config
-    check_model_files(cfg, args.arch)
+    check(cfg, args.arch)
     stop = StopFlag()
     stop.install()
     setup_sapien_gpu()
     suppress_logs()
     ctx = ParallelContext.create(cfg.training)
-    run = RunDir.open(args.output_dir, args.phase, cfg, args.arch, ctx, args.resume, args.resume_path, args.overwrite)
+    arch = None if args.phase in cli.POLICY_RUNS else args.arch  # arm and rl have no F1 model
+    run = RunDir.open(args.output_dir, args.phase, cfg, arch, ctx, args.resume, args.resume_path, args.overwrite)
     with run:
         setup_logging(cfg.logging, run.path, ctx.rank, ctx.world_size)
         for note in run.notes:
             log.info("configuration changed on resume: %s", note)
         extra = {
             "config_fingerprint": rl_config.fingerprint(cfg),
-            "architecture_fingerprint": rl_config.fingerprint(args.arch),
+            "architecture_fingerprint": None if arch is None else rl_config.fingerprint(arch),
             "code_commit": provenance.git_commit(),
         }
         manager = CheckpointManager(run.path, cfg.training.keep_checkpoints, ctx, extra)
@@ -53,12 +60,15 @@ def run_phase(args: cli.Args, build: Callable[[cli.Args, ParallelContext], Closa
             run.discard()
             raise
         with contextlib.closing(phase):
-            loop = Loop(phase, cfg.training, total, ctx, run, manager, stop, cfg.logging.tensorboard)
+            pace = pace or Pace(cfg.training.save_every, cfg.training.log_every)
+            loop = Loop(phase, pace, total, ctx, run, manager, stop, cfg.logging.tensorboard, cfg.logging.wandb)
             saved = manager.load(run.resume_from) if run.resuming else None
             if saved is not None:
                 loop.restore(saved)
                 log.info("continuing from %s", saved.saved.path)
             loop.run()
+            if finish is not None:
+                finish(phase, run)
     # Not after a failure: a broken group must not be waited for. Together, so that no rank leaves a peer behind.
     ctx.barrier()
     ctx.close()

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from rl.config import TrainingConfig
 from rl.training import rng
 from rl.training.checkpoint import CheckpointManager, CheckpointState, LoadedCheckpoint, save_plain
 from rl.training.errors import NumericalError, Preempted
@@ -22,13 +21,31 @@ log = logging.getLogger(__name__)
 HISTORY = 100  # lines of metrics in a checkpoint
 
 
+class Intervals(Protocol):
+    """What `Pace` says, or the block `training`."""
+
+    save_every: int
+    log_every: int
+
+
+@dataclass
+class Pace:
+    """When to save and write, in units of the phase."""
+
+    save_every: int
+    log_every: int  # lines on a console that is no terminal
+    metrics_every: int = 1  # lines of metrics, each the mean over the iterations since the one before
+
+
 class Phase(Protocol):
     """One training phase. `collect` and `update` are collective."""
 
     name: str
     unit: str  # what `step` counts: episodes, or iterations
     units_per_iteration: int  # over all ranks
-    updates_per_iteration: int
+
+    @property
+    def updates_per_iteration(self) -> int: ...
 
     def collect(self, step: int) -> dict[str, float]:
         """Gathers data of one iteration; `step` units are done before it. Returns its metrics."""
@@ -66,18 +83,22 @@ class LoopState:
     updates: int = 0  # optimizer steps since the run began
     updates_done: int = 0  # in the running iteration; 0 between iterations
     collected: dict[str, float] = field(default_factory=dict)  # metrics of the running iteration
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)  # of the updates' numbers in the running iteration
+    counts: dict[str, int] = field(default_factory=dict)  # of the updates that had each of them
 
 
 class Loop:
     """Runs a phase to `total` units. Every method is collective."""
 
     def __init__(
-        self, phase: Phase, cfg: TrainingConfig, total: int, ctx: ParallelContext, run: RunDir,
-        manager: CheckpointManager, stop: StopFlag, tensorboard: bool,
+        self, phase: Phase, cfg: Intervals, total: int, ctx: ParallelContext, run: RunDir,
+        manager: CheckpointManager, stop: StopFlag, tensorboard: bool, wandb: bool = False,
     ) -> None:  # fmt: skip
         self.phase, self.cfg, self.total, self.ctx = phase, cfg, total, ctx
         self.run_dir, self.manager, self.stop, self.tensorboard = run, manager, stop, tensorboard
+        self.wandb = wandb
+        self.metrics_every = cfg.metrics_every if isinstance(cfg, Pace) else 1
+        self.unwritten: list[dict[str, float]] = []  # lines of the iterations since the last written one
         self.state = LoopState()
         self.saved_at: int | None = None
         self.history: deque[dict[str, float]] = deque(maxlen=HISTORY)  # the newest lines of the metrics file
@@ -108,22 +129,26 @@ class Loop:
         metrics = MetricsLog(
             self.run_dir.path, self.phase.unit, self.tensorboard, self.ctx.is_main,
             None if resumed is None else (s.step if s.updates_done == 0 else s.step - self.phase.units_per_iteration),
+            self.wandb,
         )  # fmt: skip
         progress = Progress(self.total, s.step, self.phase.unit, self.cfg.log_every, self.ctx.is_main)
         self.run_dir.status("running", s.step, self.total)
         first_env_steps = s.env_steps
         try:
             while s.step < self.total or s.updates_done > 0:
-                line = self._iteration()
-                metrics.write(s.step, line)
-                self.history.append(line)
-                progress.update(s.step, s.env_steps - first_env_steps, _headline(line, self.phase.name))
-                self.run_dir.status("running", s.step, self.total)
+                self.unwritten.append(self._iteration())
                 last = s.step >= self.total
+                stopping = self.ctx.any_rank(self.stop.stop_requested())
+                saving = last or stopping or self._crossed(self.cfg.save_every)
+                if saving or self._crossed(self.metrics_every):
+                    line = self._line()
+                    metrics.write(s.step, line)
+                    self.history.append(line)
+                    progress.update(s.step, s.env_steps - first_env_steps, _headline(line, self.phase.name))
+                    self.run_dir.status("running", s.step, self.total)
                 if self.ctx.is_main:
                     self.phase.media(self.run_dir.path, s.step, last)
-                stopping = self.ctx.any_rank(self.stop.stop_requested())
-                if last or stopping or self._crossed(self.cfg.save_every):
+                if saving:
                     self._save()
                 if stopping and not last:
                     raise self._preempted()
@@ -144,19 +169,32 @@ class Loop:
             s.collected = p.collect(s.step)
             s.env_steps += int(s.collected.pop("env_steps"))
             s.step += p.units_per_iteration
-            s.sums = {}
+            s.sums, s.counts = {}, {}
         while s.updates_done < p.updates_per_iteration:
             share = s.updates_done / p.updates_per_iteration
             for name, value in p.update(s.step - p.units_per_iteration * (1 - share)).items():
                 s.sums[name] = s.sums.get(name, 0.0) + value
+                s.counts[name] = s.counts.get(name, 0) + 1
             s.updates += 1
             s.updates_done += 1
             if s.updates_done < p.updates_per_iteration and self.ctx.any_rank(self.stop.stop_requested()):
                 self._save()
                 raise self._preempted()
-        done, s.updates_done = s.updates_done, 0
-        line = {**s.collected, **{k: v / done for k, v in s.sums.items()}}
+        s.updates_done = 0
+        line = {**s.collected, **{k: v / s.counts[k] for k, v in s.sums.items()}}
         return {**{f"{p.name}/{k}": v for k, v in line.items()}, "env_steps": s.env_steps, "updates": s.updates}
+
+    def _line(self) -> dict[str, float]:
+        """Means over the iterations that are not written yet; counters as they stand."""
+        lines, self.unwritten = self.unwritten, []
+        if len(lines) == 1:
+            return lines[0]
+        values: dict[str, list[float]] = {}
+        for line in lines:
+            for name, value in line.items():
+                values.setdefault(name, []).append(value)
+        means = {k: sum(finite) / len(finite) if (finite := _finite(v)) else math.nan for k, v in values.items()}
+        return means | {k: lines[-1][k] for k in ("env_steps", "updates")}
 
     def _crossed(self, every: int) -> bool:
         """True when this iteration stepped over a multiple of `every`."""
@@ -185,8 +223,16 @@ class Loop:
         )
 
 
+def _finite(values: list[float]) -> list[float]:
+    """Those that are numbers: a mean over no episode is none."""
+    return [v for v in values if math.isfinite(v)]
+
+
 def _headline(line: Mapping[str, float], phase: str) -> dict[str, float]:
     """The few numbers of the console."""
-    names = ("loss", "accuracy", "copy_accuracy", "train_steps_per_s")
+    names = (
+        "loss", "accuracy", "copy_accuracy", "train_steps_per_s", "episode_return", "success_rate", "eval_return",
+        "eval_success",
+    )  # fmt: skip
     shown = {n: line[f"{phase}/{n}"] for n in names if f"{phase}/{n}" in line}
     return {k: v for k, v in shown.items() if math.isfinite(v)}

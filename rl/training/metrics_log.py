@@ -1,9 +1,13 @@
-"""Metrics of a run: one JSON line each (the record that counts) and TensorBoard (a view of it). Rank 0 only."""
+"""Metrics of a run: one JSON line each (the record that counts) and TensorBoard or Weights & Biases (a view of it).
 
+Rank 0 only.
+"""
+
+import hashlib
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +36,36 @@ def truncate_jsonl(path: Path, unit: str, last_step: int) -> int:
     return len(lines) - len(kept)
 
 
+class WandbBoard:
+    """Weights & Biases behind the calls of TensorBoard's writer; WANDB_MODE and the like are read by the package."""
+
+    def __init__(self, run_dir: Path) -> None:
+        import wandb  # optional: only when asked for
+
+        identity = hashlib.sha256(str(run_dir).encode()).hexdigest()[:16]  # a resumed run continues its curves
+        self._run = wandb.init(project="f1-vla", name=run_dir.name, dir=str(run_dir), id=identity, resume="allow")
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self._run.log({name: value}, step=step)
+
+    def flush(self) -> None:
+        """It sends by itself."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
 class MetricsLog:
     """`write(step, {"phase/name": value})`; NaN and infinity are written as null, which JSON has a word for."""
 
     def __init__(
         self, run_dir: Path, unit: str = "episode", tensorboard: bool = True, enabled: bool = True,
-        resumed_at: int | None = None,
+        resumed_at: int | None = None, wandb: bool = False,
     ) -> None:  # fmt: skip
-        """`unit` names the step in each line. `resumed_at`: the restored step; None starts an empty file."""
+        """`unit` names the step in each line. `resumed_at`: the restored step; None starts an empty file.
+
+        `wandb`: Weights & Biases instead of TensorBoard.
+        """
         self._unit = unit
         self._file = None
         self._board: Any = None
@@ -50,19 +76,24 @@ class MetricsLog:
         if dropped:
             log.info("%s: %d lines beyond the restored %s %s dropped", path.name, dropped, unit, resumed_at)
         self._file = path.open("a", encoding="utf-8")
-        if tensorboard:
-            self._open_board(run_dir / "tensorboard", None if resumed_at is None else resumed_at + 1)
+        if wandb:
+            self._open_board(lambda: WandbBoard(run_dir))
+        elif tensorboard:
+            self._open_board(lambda: self._tensorboard(run_dir / "tensorboard", resumed_at))
 
-    def _open_board(self, directory: Path, purge_step: int | None) -> None:
+    def _tensorboard(self, directory: Path, resumed_at: int | None) -> Any:
+        from torch.utils.tensorboard import SummaryWriter  # a second to import: only when asked for
+
+        return SummaryWriter(str(directory), purge_step=None if resumed_at is None else resumed_at + 1)
+
+    def _open_board(self, open_board: Callable[[], Any]) -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter  # a second to import: only when asked for
-
-            self._board = SummaryWriter(str(directory), purge_step=purge_step)
+            self._board = open_board()
         except Exception as e:  # noqa: BLE001 - a view must not stop the training
             self._lose_board(e)
 
     def _lose_board(self, error: Exception) -> None:
-        log.warning("TensorBoard is off for the rest of this run (%s is complete): %s", FILE_NAME, error)
+        log.warning("the view of the metrics is off for the rest of this run (%s is complete): %s", FILE_NAME, error)
         self._board = None
 
     def write(self, step: int, metrics: Mapping[str, float | int | bool | str | None]) -> None:

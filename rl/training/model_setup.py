@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,13 +14,15 @@ from f1_vla.config import F1Config
 from f1_vla.loading import VAR_SUFFIX, check_released, load_policy, read_tokenizer
 from f1_vla.lora import Role, add_lora, lora_config
 from f1_vla.policy import F1Policy
-from f1_vla.text import build_text_tokenizer, check_prompt
+from f1_vla.text import encode_instruction
 from f1_vla.tokenizer_io import check_tokenizer, shipped_tokenizer
 from f1_vla.trainable import freeze_action_parts, freeze_inputs, set_policy_requires_grad, trainable_table
 from rl.config import Config, FreezeConfig, LoraMode, MixedPrecision
 from rl.training.adapter_io import write_adapter
+from rl.training.checkpoint_files import ReleasedBase
 from rl.training.optim import setup_optimizer
 from rl.training.parallel_utils import ParallelContext
+from rl.training.released_base import check_untrained, released_base
 from rl.training.rng import seed_all
 from rl.training.seeds import seed_for
 
@@ -33,8 +36,16 @@ class Model:
     policy: F1Policy
     wrapped: nn.Module
     optimizer: torch.optim.Optimizer
-    trainable: list[nn.Parameter]
+    trainable: list[nn.Parameter]  # without `heads`
     lora: bool
+    heads: list[nn.Parameter] = field(default_factory=list)  # of the ensemble, which must not influence the rest
+    base: ReleasedBase | None = None  # what checkpoints need not copy
+
+    def checkpoint(self) -> dict[str, Any]:
+        """`model` and `base` of a `CheckpointState`."""
+        if self.base is not None:
+            check_untrained(self.policy, self.base)
+        return {"model": self.policy.state_dict(), "base": self.base}
 
     def adapter_writer(self, role: Role) -> Callable[[Path], None] | None:
         """Writes the role's adapter in PEFT's format; None when the run has no adapter."""
@@ -77,6 +88,7 @@ def tokenizer_file(cfg: Config) -> Path:
 def check_model_files(cfg: Config, arch: F1Config) -> None:
     """Everything about model and files that can be refused before anything is built. Raises ValueError."""
     check_sizes(cfg, arch)
+    encode_instruction(arch, cfg.environment.instruction)
     if cfg.model.checkpoint_path is not None:
         check_released(cfg.model.checkpoint_path, arch)
     elif (path := tokenizer_file(cfg)).suffix != VAR_SUFFIX:
@@ -88,16 +100,22 @@ def build_base(cfg: Config, arch: F1Config, device: torch.device | str) -> F1Pol
     from `training.seed`, equal on every rank. Raises ValueError: files missing, damaged or of another model,
     instruction too long."""
     check_sizes(cfg, arch)
+    encode_instruction(arch, cfg.environment.instruction)
     source = cfg.model.checkpoint_path
     if source is None:
         tokenizer = read_tokenizer(tokenizer_file(cfg), arch.tokenizer)
         seed_all(seed_for(cfg.training.seed, 0, "model"))
-        return build_policy(arch, device, tokenizer=tokenizer)
-    words = build_text_tokenizer(arch.text_tokenizer, arch.tokenizer_max_length, arch.trunk.text_vocab_size)
-    check_prompt(words, cfg.environment.instruction, arch.tokenizer_max_length)
+        return build_policy(arch, device, tokenizer=tokenizer, compute=compute_dtype(cfg))
     own_tokenizer = None if cfg.model.tokenizer_path is None else tokenizer_file(cfg)
     seed_all(seed_for(cfg.training.seed, 0, "model"))
-    return load_policy(arch, source, device, torch.bfloat16 if held_in_half(cfg) else torch.float32, own_tokenizer)
+    dtype = torch.bfloat16 if held_in_half(cfg) else torch.float32
+    return load_policy(arch, source, device, dtype, own_tokenizer, compute_dtype(cfg))
+
+
+def compute_dtype(cfg: Config) -> torch.dtype:
+    """What attention sees under the run's autocast."""
+    half = {MixedPrecision.bf16: torch.bfloat16, MixedPrecision.fp16: torch.float16}
+    return half.get(cfg.training.mixed_precision, torch.float32)
 
 
 def uses_lora(cfg: Config) -> bool:
@@ -145,8 +163,11 @@ def build_world_model(cfg: Config, arch: F1Config, freeze: FreezeConfig, ctx: Pa
         log.info("trainable parts:\n%s", trainable_table(policy))
     t = cfg.training
     optimizer = setup_optimizer(policy, t.learning_rate, t.weight_decay, t.memory_lr_scale)
-    trainable = [p for p in policy.parameters() if p.requires_grad]
+    ensemble = policy.world_model.ensemble
+    heads = [] if ensemble is None else [p for p in ensemble.parameters() if p.requires_grad]
+    trainable = [p for p in policy.parameters() if p.requires_grad and all(p is not h for h in heads)]
     wrapped, prepared = ctx.prepare(policy, optimizer)
     ctx.assert_ranks_equal(policy, "parameters at the start")
     seed_all(seed_for(t.seed, ctx.rank, "training"))
-    return Model(policy, wrapped, prepared, trainable, lora)
+    base = released_base(policy) if ctx.is_main else None
+    return Model(policy, wrapped, prepared, trainable, lora, heads, base)

@@ -1,7 +1,7 @@
 """Optimizer, learning-rate schedule and the one guarded step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -84,13 +84,18 @@ def guarded_step(
     loss: torch.Tensor,
     max_norm: float,
     what: str,
+    apart: Sequence[nn.Parameter] = (),
 ) -> float:
     """Collective. Clips and steps, unless loss or gradient is not finite on any rank: then no rank steps.
 
-    Returns the gradient norm before clipping. Raises NumericalError on all ranks with parameters untouched.
+    apart: parameters clipped by a norm of their own, so that they do not scale the gradients of the others.
+    Returns the gradient norm of `parameters` before clipping. Raises NumericalError on all ranks with parameters
+    untouched.
     """
     norm = ctx.clip_grad_norm(parameters, max_norm)
     finite = bool(torch.isfinite(loss.detach()).all()) and bool(torch.isfinite(norm))
+    if apart:
+        finite &= bool(torch.isfinite(nn.utils.clip_grad_norm_(apart, max_norm)))
     if not ctx.all_true(finite):
         raise NumericalError(
             f"{what}: loss or gradient is not finite (this rank: loss {float(loss.detach()):.4g}, "

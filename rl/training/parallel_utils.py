@@ -128,6 +128,10 @@ class ParallelContext:
         """Context of one micro-batch; gradients are reduced and applied at every accumulation boundary."""
         return self.accelerator.accumulate(model)
 
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Context of training forwards whose results are thrown away: no backward follows, nothing is reduced."""
+        return self.accelerator.no_sync(model)
+
     @property
     def sync_gradients(self) -> bool:
         """True in the micro-batch that ends an accumulation: clip, check and step only then."""

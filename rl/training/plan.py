@@ -19,9 +19,10 @@ from f1_vla.loading import meta_policy
 from f1_vla.lora import Role
 from f1_vla.policy import F1Policy
 from f1_vla.trainable import trainable_table
+from kernels import dispatch
 from rl.config import Config, MixedPrecision
 from rl.training import cli
-from rl.training.model_setup import freeze_for_world_model, held_in_half, inject_adapter, uses_lora
+from rl.training.model_setup import compute_dtype, freeze_for_world_model, held_in_half, inject_adapter, uses_lora
 from rl.training.rng import seed_all
 
 GB = 1e9
@@ -84,7 +85,7 @@ def activation_bytes(cfg: Config, arch: F1Config, backend: str) -> int:
     streams, t = sequence(arch), arch.trunk
     length = sum(streams.values())
     layer = sum(kept_per_layer(arch, getattr(t, s), n, element) for s, n in streams.items())
-    if backend == "reference":
+    if backend in ("reference", "matmul"):
         layer += t.num_heads * length * length * element  # attention weights
     predicted = streams["gen"] - arch.tokenizer.num_tokens + 1
     logits = predicted * arch.tokenizer.vocab_size * 4 * 2  # and their log-softmax
@@ -233,8 +234,8 @@ def main(args: cli.Args) -> None:
         raise ValueError(f"plan knows the phase teacher; '{args.eval_phase}' is not available in this version")
     name = cfg.training.device
     device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
-    backend = arch.trunk.attention_backend
-    backend = ("reference" if device.type == "cpu" else "sdpa") if backend == "auto" else backend
+    kind = dispatch.kind_of(device, compute_dtype(cfg), arch.trunk.head_dim, training=True)
+    backend = dispatch.choose(arch.trunk.attention_backend, kind).backend
     processes = args.num_processes or 1
     plan = make_plan(cfg, arch, processes, backend)
     print(f"model {cfg.model.config_file}, phase teacher, {processes} processes, {device}, attention {backend}")

@@ -41,7 +41,8 @@ class Progress:
             self._bar.update(done - self._bar.n)
         elif done >= self._next_line or done >= self._total:
             self._next_line = (done // self._log_every + 1) * self._log_every
-            remaining = elapsed / max(done - self._initial, 1) * (self._total - done)
+            left = max(self._total - done, 0)  # the last unit may overshoot
+            remaining = elapsed / max(done - self._initial, 1) * left
             values = "  ".join(f"{k} {v}" for k, v in shown.items())
             line = f"{self._unit} {done}/{self._total}  {values}  ETA {duration(remaining)}"
             print(line, file=self._stream, flush=True)

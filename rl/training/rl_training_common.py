@@ -15,7 +15,7 @@ from torch import Tensor
 from f1_vla import memory
 from f1_vla.batch import F1Batch
 from f1_vla.policy import F1Policy
-from f1_vla.text import build_text_tokenizer
+from f1_vla.text import encode_instruction
 from f1_vla.trainable import set_policy_requires_grad
 from rl import config as rl_config
 from rl.config import Config, DictConfig, TrainingConfig
@@ -85,9 +85,7 @@ class BatchBuilder:
 
     def __init__(self, policy: F1Policy, states: Normalizer, instruction: str) -> None:
         self.policy, self.states = policy, states
-        cfg = policy.cfg
-        tokenizer = build_text_tokenizer(cfg.text_tokenizer, cfg.tokenizer_max_length, cfg.trunk.text_vocab_size)
-        self._words, self._word_mask = tokenizer([instruction])
+        self._words, self._word_mask = encode_instruction(policy.cfg, instruction)
         self.memory = MemoryStateManager(policy)
 
     def build_batch(

@@ -64,7 +64,8 @@ class RunDir:
 
     @classmethod
     def open(
-        cls, output_dir: str | Path, phase: str, config: rl_config.Config, arch: F1Config, world: ParallelContext,
+        cls, output_dir: str | Path, phase: str, config: rl_config.Config, arch: F1Config | None,
+        world: ParallelContext,
         resume: ResumeMode = ResumeMode.never, resume_path: Path | None = None, overwrite: bool = False,
     ) -> "RunDir":  # fmt: skip
         """Collective: rank 0 does everything, its complaint (CollectiveError) is raised on all ranks.
@@ -88,7 +89,7 @@ class RunDir:
 
     @classmethod
     def _open_main(
-        cls, path: Path, phase: str, config: rl_config.Config, arch: F1Config,
+        cls, path: Path, phase: str, config: rl_config.Config, arch: F1Config | None,
         resume: ResumeMode, resume_path: Path | None, overwrite: bool,
     ) -> "RunDir":  # fmt: skip
         if overwrite and resume is not ResumeMode.never:
@@ -117,7 +118,8 @@ class RunDir:
         _adopt_superseded(path)
         run = cls(path, phase, resume_path, source is not None, True, notes, lock)
         write_atomic(path / "config.yaml", rl_config.to_yaml(config))
-        write_atomic(path / "model_config.yaml", rl_config.to_yaml(arch))
+        if arch is not None:
+            write_atomic(path / "model_config.yaml", rl_config.to_yaml(arch))
         with (path / "provenance.jsonl").open("a", encoding="utf-8") as f:
             f.write(json.dumps(provenance.collect()) + "\n")
         run.status("starting")
@@ -175,10 +177,11 @@ class RunDir:
             self._lock = None
 
 
-def _compare_config(source: Path, phase: str, config: rl_config.Config, arch: F1Config) -> list[str]:
-    new = {**rl_config.to_dict(config), "arch": rl_config.to_dict(arch)}
-    old: dict[str, Any] = rl_config.read_dict(source / "config.yaml")
-    old["arch"] = rl_config.read_dict(source / "model_config.yaml")
+def _compare_config(source: Path, phase: str, config: rl_config.Config, arch: F1Config | None) -> list[str]:
+    new, old = rl_config.to_dict(config), rl_config.read_dict(source / "config.yaml")
+    if arch is not None:
+        new["arch"] = rl_config.to_dict(arch)
+        old["arch"] = rl_config.read_dict(source / "model_config.yaml")
     return check_drift(old, new, phase, str(source / "config.yaml"))
 
 

@@ -1,22 +1,42 @@
-"""Pictures and videos of the teacher phase: greedy predictions of the newest episode."""
+"""Pictures and videos of a phase with a world model: greedy predictions of the newest episode."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from f1_vla.policy import F1Policy
 from f1_vla.rollout import Decoding, Sampling
-from rl.data.episode_buffer import WindowIndex
+from rl.config import Config
+from rl.data.episode_buffer import EpisodeBuffer, WindowIndex
 from rl.training import media
+from rl.training.parallel_utils import ParallelContext
+from rl.training.world_model_data import WorldModelData
 from rl.training.world_model_metrics import as_uint8
 from rl.types import EpisodeRecord
 
-if TYPE_CHECKING:
-    from rl.training.teacher_phase import TeacherPhase
+
+class Shown(Protocol):
+    """What pictures need of a phase."""
+
+    cfg: Config
+    ctx: ParallelContext
+    units_per_iteration: int
+
+    @property
+    def policy(self) -> F1Policy: ...
+    @property
+    def data(self) -> WorldModelData: ...
+    @property
+    def buffer(self) -> EpisodeBuffer: ...
+    @property
+    def head_visible(self) -> bool:
+        """False: predictions are made in the wrist view."""
+        ...
 
 
 def due(step: int, units: int, every: int, last: bool) -> bool:
@@ -25,23 +45,21 @@ def due(step: int, units: int, every: int, last: bool) -> bool:
 
 
 @torch.no_grad()
-def predict(phase: TeacherPhase, episode: int) -> Tensor:
+def predict(phase: Shown, episode: int) -> Tensor:
     """Greedy next-frame predictions of a whole episode in the buffer, (T, S, S, 3) uint8; row t predicts frame
     t + stride. Memory states are the stored ones."""
     length = phase.cfg.training.steps_per_episode - phase.buffer.stride + 1
     rows = [phase.buffer.gather(WindowIndex([episode], [t], 1, 0)) for t in range(length)]
     windows = {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
-    batch = phase.data.batch(windows, torch.ones(length, dtype=torch.bool))
+    batch = phase.data.batch(windows, torch.full((length,), phase.head_visible))
     h = windows["memory"].permute(1, 0, 2).contiguous().to(phase.ctx.device)
-    phase.model.policy.eval()
+    phase.policy.eval()
     with phase.ctx.autocast():
-        out = phase.model.policy(
-            batch, mode="predict_images", initial_memory_state=h, sampling=Sampling(Decoding.greedy)
-        )
+        out = phase.policy(batch, mode="predict_images", initial_memory_state=h, sampling=Sampling(Decoding.greedy))
     return as_uint8(out["images"])
 
 
-def write(phase: TeacherPhase, run_dir: Path, step: int, last: bool, record: EpisodeRecord, episode: int) -> None:
+def write(phase: Shown, run_dir: Path, step: int, last: bool, record: EpisodeRecord, episode: int) -> None:
     """Rank 0. Writes samples/episode_{n}.png and videos/episode_{n}.mp4 when they are due, and thins old ones."""
     t, units = phase.cfg.training, phase.units_per_iteration
     sample, video = due(step, units, t.sample_save_every, last), due(step, units, t.video_save_every, last)

@@ -10,29 +10,31 @@ from typing import Any
 
 import torch
 
-from f1_vla.batch import F1Batch
 from f1_vla.lora import Role
 from rl.config import Config
 from rl.data.episode_buffer import EpisodeBuffer, WindowIndex
 from rl.normalizers import Normalizer
 from rl.training import teacher_media
-from rl.training.checkpoint import CheckpointState, LoadedCheckpoint, load_strict
+from rl.training.checkpoint import CheckpointState, LoadedCheckpoint
 from rl.training.collector import EpisodeCollector, RandomActions
 from rl.training.model_setup import Model
 from rl.training.optim import guarded_step, setup_scheduler
 from rl.training.parallel_utils import ParallelContext
+from rl.training.released_base import load_model
 from rl.training.seeds import seed_for
-from rl.training.world_model_data import WorldModelData, initial_memory
+from rl.training.world_model_data import WorldModelData
 from rl.training.world_model_metrics import copy_accuracy, window_metrics
+from rl.training.world_model_update import WorldModelUpdate
 from rl.types import EpisodeRecord
 
 
 class TeacherPhase:
     name, unit = "teacher", "episode"
+    head_visible = True  # in pictures
 
     def __init__(self, cfg: Config, model: Model, ctx: ParallelContext) -> None:
         t, arch = cfg.training, model.policy.cfg
-        self.cfg, self.ctx, self.model = cfg, ctx, model
+        self.cfg, self.ctx, self.model, self.policy = cfg, ctx, model, model.policy
         device = f"cuda:{ctx.device.index or 0}" if ctx.device.type == "cuda" else "cpu"
         self.collector = EpisodeCollector(
             cfg, "teacher", ctx.rank, device, arch.n_obs_img_steps, arch.obs_img_stride, t.seed
@@ -56,7 +58,7 @@ class TeacherPhase:
         horizon = t.schedule_episodes or t.num_episodes
         self.schedule = setup_scheduler(model.optimizer, "cosine", horizon, t.min_learning_rate, t.warmup_updates)
         self.updates = 0
-        self._windows: dict[str, torch.Tensor] = {}
+        self.learner = WorldModelUpdate(cfg, model, self.data, self.buffer, ctx, self.generator)
         self.shown: tuple[EpisodeRecord, int] | None = None  # what the pictures of this iteration show
 
     # --- collection ------------------------------------------------------------------------------------------------
@@ -114,27 +116,17 @@ class TeacherPhase:
     def update(self, progress: float) -> dict[str, float]:
         t, start = self.cfg.training, time.monotonic()
         lr = self.schedule.set(progress, self.updates)
-        self.model.wrapped.train()
-        parts: list[dict[str, Any]] = []
-        samples, norm = 0, 0.0
-        for micro in range(t.gradient_accumulation_steps):
-            where = self._sample()
-            with self.ctx.accumulate(self.model.wrapped):
-                out, loss = self._forward(where)
-                self.ctx.backward(loss)
-            if micro == t.gradient_accumulation_steps - 1:
-                norm = guarded_step(
-                    self.ctx, self.model.optimizer, self.model.trainable, loss, t.max_grad_norm,
-                    f"teacher update {self.updates}",
-                )  # fmt: skip
-            parts.append(window_metrics(out["metrics"]) | {k: float(v) for k, v in out["extra"].items()})
-            samples += int(out["valid"].sum())
+        made = self.learner.gradients(self._sample)
+        norm = guarded_step(
+            self.ctx, self.model.optimizer, self.model.trainable, made.loss, t.max_grad_norm,
+            f"teacher update {self.updates}", self.model.heads,
+        )  # fmt: skip
         self.updates += 1
-        line = self.ctx.mean({k: sum(p[k] for p in parts) / len(parts) for k in parts[0]})
+        line = self.ctx.mean(made.line)
         seconds = time.monotonic() - start
         return {
             **line, "grad_norm": norm, "learning_rate": lr,
-            "train_steps_per_s": samples * self.ctx.world_size / seconds,
+            "train_steps_per_s": made.samples * self.ctx.world_size / seconds,
         }  # fmt: skip
 
     def _sample(self) -> WindowIndex:
@@ -144,49 +136,7 @@ class TeacherPhase:
         return self.buffer.sample(t.batch_size * t.bptt_length, 1, 0, self.generator)
 
     def _forward(self, where: WindowIndex) -> tuple[dict[str, Any], torch.Tensor]:
-        """One wrapped forward over the trained steps, from a memory state refreshed by the burn-in steps."""
-        teacher, t = self.cfg.teacher, self.cfg.training
-        windows = self._windows = self.buffer.gather(where)
-        B = len(where.episode)
-        head_visible = torch.rand(B, generator=self.generator) >= teacher.view_dropout
-        known = torch.rand(B, where.length, generator=self.generator) >= teacher.action_dropout
-        batch = self.data.batch(windows, head_visible, known)
-        singles, h = self._single_steps(), initial_memory(windows, self.ctx.device)
-        with self.ctx.autocast():
-            if where.burn_in:
-                with torch.no_grad():
-                    early = batch.window(0, where.burn_in)
-                    h = self.model.wrapped(early, mode="memory_only", initial_memory_state=h)["memory_state"]
-            out = self.model.wrapped(
-                batch.window(where.burn_in, where.length), mode="world_model_window", initial_memory_state=h.detach(),
-                memory_backprop=t.memory_backprop and t.sequential_training, latent_batch=singles,
-            )  # fmt: skip
-        self._refresh_memory(where, head_visible, out["memory_states"])
-        loss, out["extra"] = out["loss"], {}
-        if "latent_loss" in out:
-            loss = loss + teacher.latent_loss_weight * out["latent_loss"]
-            out["extra"] = {"latent_loss": out["latent_loss"].detach()}
-        return out, loss
-
-    def _refresh_memory(self, where: WindowIndex, head_visible: torch.Tensor, states: torch.Tensor) -> None:
-        """Stores what the current parameters make of the trained steps, so that later windows start from states like
-        those of evaluation. Wrist-only windows are left out: stored states are of the full view."""
-        full = [b for b, visible in enumerate(head_visible.tolist()) if visible]
-        inner = WindowIndex(
-            [where.episode[b] for b in full], [where.start[b] + where.burn_in for b in full],
-            where.length - where.burn_in, 0,
-        )  # fmt: skip
-        self.buffer.write_memory(inner, states[full])
-
-    def _single_steps(self) -> tuple[F1Batch, torch.Tensor] | None:
-        """Random single steps with their stored memory states, for the latent head; None when it has none."""
-        size = self.cfg.teacher.latent_batch_size
-        if size == 0 or not self.model.policy.cfg.world_model.latent_head:
-            return None
-        windows = self.buffer.gather(self.buffer.sample(size, 1, 0, self.generator))
-        known = torch.rand(size, 1, generator=self.generator) >= self.cfg.teacher.action_dropout
-        batch = self.data.batch(windows, torch.ones(size, dtype=torch.bool), known)
-        return batch, initial_memory(windows, self.ctx.device)
+        return self.learner.forward(where)
 
     # --- checkpoints and pictures ----------------------------------------------------------------------------------
 
@@ -201,7 +151,7 @@ class TeacherPhase:
 
     def checkpoint(self) -> CheckpointState:
         return CheckpointState(
-            model=self.model.policy.state_dict(),
+            **self.model.checkpoint(),
             training={
                 "optimizer": self.model.optimizer.state_dict(),
                 "updates": self.updates,
@@ -213,7 +163,7 @@ class TeacherPhase:
         )
 
     def restore(self, saved: LoadedCheckpoint) -> None:
-        load_strict(self.model.policy, saved.model, saved.saved.path)
+        load_model(self.model.policy, saved.model, saved.saved.base, saved.saved.path)
         self.model.optimizer.load_state_dict(saved.training["optimizer"])
         self.updates = saved.training["updates"]
         self.states.load_state_dict(saved.training["states"])
@@ -231,7 +181,7 @@ class TeacherPhase:
             self.shown = (records[0], len(self.buffer) - len(records))
 
     def last_batch(self) -> dict[str, torch.Tensor]:
-        return self._windows
+        return self.learner.windows
 
     def close(self) -> None:
         self.collector.close()

@@ -3,13 +3,15 @@
 Letters: E episodes, T steps, F = T + 1 frames, B batch, N cameras (head, wrist), M memory layers.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from f1_vla.batch import F1Batch
+from f1_vla.batch import F1Batch, FrameFeatures
 from f1_vla.policy import F1Policy
-from f1_vla.text import build_text_tokenizer
+from f1_vla.text import encode_instruction
 from rl.data.episode_buffer import EpisodeFeatures
 from rl.normalizers import Normalizer
 from rl.types import EpisodeRecord
@@ -23,15 +25,20 @@ class WorldModelData:
     def __init__(self, policy: F1Policy, states: Normalizer, instruction: str, cache_vision: bool) -> None:
         """`cache_vision`: the vision tower is frozen, so store its outputs; else the pictures themselves."""
         self.policy, self.states, self.cache_vision = policy, states, cache_vision
-        cfg = policy.cfg
-        tokenizer = build_text_tokenizer(cfg.text_tokenizer, cfg.tokenizer_max_length, cfg.trunk.text_vocab_size)
-        self.lang_tokens, self.lang_masks = tokenizer([instruction])
+        self.lang_tokens, self.lang_masks = encode_instruction(policy.cfg, instruction)
 
-    def encode(self, record: EpisodeRecord, index: int) -> EpisodeFeatures:
-        """Features of one episode on the CPU; the memory states are zeros until they are computed."""
+    def encode(self, record: EpisodeRecord, index: int, seen: FrameFeatures | None = None) -> EpisodeFeatures:
+        """Features of one episode on the CPU; the memory states are zeros until they are computed.
+
+        seen: what is known of the wrist frames already (vision (F, 1, P, width)), so that only the head is encoded.
+        """
         cameras = torch.from_numpy(np.stack([record.head, record.wrist_vlm], 1))  # (F, N, h, w, 3) uint8
-        wrist = torch.from_numpy(record.wrist)
-        frames = self.policy.encode_frames(wrist, cameras if self.cache_vision else None)
+        if seen is None:
+            frames = self.policy.encode_frames(torch.from_numpy(record.wrist), cameras if self.cache_vision else None)
+        else:
+            assert self.cache_vision and seen.vision is not None
+            head = self.policy.encode_vision(cameras[:, HEAD : HEAD + 1])
+            frames = replace(seen, vision=torch.cat([head, seen.vision], 1))
         vision = cameras.permute(0, 1, 4, 2, 3).contiguous() if frames.vision is None else frames.vision.half()
         memory = self.policy.cfg.memory
         return EpisodeFeatures(

@@ -79,8 +79,8 @@ class WorldModelEvaluator:
         with self.ctx.autocast():
             if states is None:
                 return self.policy(batch, mode="world_model_window", initial_memory_state=h)
-            flat = _flatten_steps(batch)
-            out = self.policy(flat, mode="world_model_window", initial_memory_state=_flat_states(states))
+            flat = flatten_steps(batch)
+            out = self.policy(flat, mode="world_model_window", initial_memory_state=flat_states(states))
         E, T = batch.size, batch.steps
         return {"nll": out["nll"].view(E, T, -1), "correct": out["correct"].view(E, T, -1)}
 
@@ -103,11 +103,11 @@ class WorldModelEvaluator:
     ) -> None:  # fmt: skip
         """Greedy and soft roll-outs, decoded, beside the copied frame. PSNR per picture, then mean over the episode."""
         tok, stride = self.policy.tokenizer, self.policy.cfg.obs_img_stride
-        flat = _flatten_steps(batch)
+        flat = flatten_steps(batch)
         with self.ctx.autocast():
             runs = {
                 d: self.policy(
-                    flat, mode="predict_images", initial_memory_state=_flat_states(states), sampling=Sampling(d)
+                    flat, mode="predict_images", initial_memory_state=flat_states(states), sampling=Sampling(d)
                 )
                 for d in (Decoding.greedy, Decoding.soft)
             }
@@ -134,7 +134,7 @@ class WorldModelEvaluator:
         self._add_accuracy(numbers, "generated", ids == targets[..., : ids.shape[-1]])
 
 
-def _flatten_steps(batch: F1Batch) -> F1Batch:
+def flatten_steps(batch: F1Batch) -> F1Batch:
     """(E, T, ...) -> (E * T, 1, ...), every step on its own and no reset."""
     T = batch.steps
     steps = [batch.window(t, t + 1) for t in range(T)]
@@ -146,7 +146,7 @@ def _flatten_steps(batch: F1Batch) -> F1Batch:
     return F1Batch(**merged)
 
 
-def _flat_states(states: Tensor) -> Tensor:
+def flat_states(states: Tensor) -> Tensor:
     """(E, T, layers, hidden) -> (layers, E * T, hidden)."""
     return states.flatten(0, 1).permute(1, 0, 2).contiguous()
 

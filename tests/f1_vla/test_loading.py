@@ -12,7 +12,7 @@ from f1_vla.builders import build_policy
 from f1_vla.lora import Role, add_lora, lora_config, merged
 from f1_vla.parity import config_of
 from f1_vla.public_config import from_public, to_public
-from f1_vla.text import build_text_tokenizer, check_prompt
+from f1_vla.text import build_text_tokenizer, encode_instruction
 from f1_vla.tokenizer import MultiScaleVQVAE
 from rl.config import load_model
 
@@ -280,11 +280,12 @@ def test_tokenizer_file_that_cannot_be_read_is_refused(parity_spec, var_file, co
         loading.read_tokenizer(var_file, cfg)
 
 
-def test_prompt_over_the_limit_is_refused_with_the_remedy():
-    words = build_text_tokenizer("bytes", 6, 512)
-    check_prompt(words, "hello", 6)  # five bytes and the newline
+def test_prompt_over_the_limit_is_refused_with_the_remedy(debug_config):
+    debug_config.tokenizer_max_length = 6
+    ids, valid = encode_instruction(debug_config, "hello")  # five bytes and the newline
+    assert ids.shape == valid.shape == (1, 6) and valid.all()
     with pytest.raises(ValueError, match=r"has 7 tokens, tokenizer_max_length is 6; .*arch\.tokenizer_max_length=7"):
-        check_prompt(words, "hello!", 6)
+        encode_instruction(debug_config, "hello!")
 
 
 def test_directory_without_a_text_tokenizer_is_refused(tmp_path):

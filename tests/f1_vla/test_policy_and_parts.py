@@ -7,13 +7,16 @@ import math
 import pytest
 import torch
 
+import kernels
+from f1_vla import vision as vision_module
 from f1_vla.batch import F1Batch
 from f1_vla.builders import build_policy
+from f1_vla.config import VisionConfig
 from f1_vla.flow import action_errors, sample_time, time_embedding
 from f1_vla.rollout import Decoding, Sampling, draw_tokens
 from f1_vla.text import ByteTokenizer, build_text_tokenizer
 from f1_vla.tokenizer import MultiScaleVQVAE
-from f1_vla.vision import resize_with_pad, to_unit_float
+from f1_vla.vision import Vision, resize_with_pad, to_unit_float
 from rl.config import load_model
 
 
@@ -260,11 +263,32 @@ def test_byte_tokenizer_shifts_bytes_appends_a_newline_pads_and_cuts():
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
-def test_backend_is_chosen_once_and_logged(debug_config, caplog):
-    with caplog.at_level(logging.INFO, logger="f1_vla.builders"):
-        policy = build_policy(debug_config)
-    assert policy.trunk.backend == "reference"
-    assert [r.message for r in caplog.records] == ["attention backend: reference (asked for auto)"]
+def test_attention_of_every_use_is_decided_and_logged_when_the_policy_is_built(debug_config, caplog):
+    debug_config.trunk.head_dim = 24  # a size that no other test has decided
+    with caplog.at_level(logging.INFO, logger="kernels.dispatch"):
+        policy = build_policy(debug_config, compute=torch.bfloat16)
+    assert policy.trunk.backend == "auto"
+    said = [m for m in caplog.messages if "head size 24" in m]
+    for use, message in zip(("inference", "decode", "training"), said, strict=True):
+        assert message.startswith(f"attention ({use}, cpu, bfloat16, head size 24): matmul")
+
+
+@pytest.mark.parametrize("backend", kernels.available_backends())
+def test_vision_tower_attends_through_the_kernels_and_equals_the_library_s_own(backend, monkeypatch):
+    cfg = VisionConfig(28, 14, 24, 32, 2, 3, attention_backend=backend)  # head size 8
+    vision = Vision(cfg, 16, pad=True).eval()
+    vision.choose_backend("cpu", torch.float32)
+    pictures, used = torch.rand(2, 3, 28, 28), []
+    original = vision_module.kernels.attention
+    monkeypatch.setattr(
+        vision_module.kernels, "attention", lambda *a, **kw: (used.append(kw["backend"]), original(*a, **kw))[1]
+    )
+    with torch.no_grad():
+        found = vision.features(pictures)
+        vision.tower.config._attn_implementation = "eager"
+        expected = vision.features(pictures)
+    assert used == [backend] * 2
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_contradicting_sizes_and_a_foreign_tokenizer_are_refused(debug_config):

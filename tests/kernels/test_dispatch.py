@@ -1,12 +1,13 @@
 """Which backend takes which calls, and what is refused."""
 
+import json
 import logging
 
 import pytest
 import torch
 
 import kernels
-from kernels import BlockMask, dispatch, fa4, sdpa
+from kernels import BlockMask, dispatch, fa4, pieces, sdpa
 
 CPU = torch.device("cpu")
 
@@ -21,8 +22,8 @@ def kind(capability=None, dtype=torch.bfloat16, head_dim=256, training=True, dec
     [
         (kind(dtype=torch.float32), "sdpa"),
         (kind(dtype=torch.float64), "sdpa"),
-        (kind(dtype=torch.bfloat16), "reference"),
-        (kind(dtype=torch.float32, training=False, decode=True), "reference"),
+        (kind(dtype=torch.bfloat16), "matmul"),
+        (kind(dtype=torch.float32, training=False, decode=True), "matmul"),
         (kind(90), "sdpa"),
         (kind(89, training=False, decode=True), "sdpa"),
     ],
@@ -60,25 +61,47 @@ def test_decision_is_logged_once_with_its_reason_and_recorded(caplog):
     with caplog.at_level(logging.INFO, logger="kernels.dispatch"):
         for _ in range(3):
             kernels.attention(q, q, q, BlockMask.from_lengths([3]))
-    assert len(caplog.messages) == 1 and "reference, backend=auto: on CPU" in caplog.messages[0]
-    assert kernels.decisions()["decode, cpu, float32, head size 8"].backend == "reference"
+    assert len(caplog.messages) == 1 and "matmul, backend=auto: on CPU" in caplog.messages[0]
+    assert kernels.decisions()["decode, cpu, float32, head size 8"].backend == "matmul"
+
+
+def test_decisions_can_be_kept_with_a_run(tmp_path):
+    q = torch.zeros(1, 3, 1, 8)
+    kernels.attention(q, q, q, BlockMask.from_lengths([3]), backend="sdpa")
+    kernels.record_decisions(tmp_path / "attention.json")
+    kept = json.loads((tmp_path / "attention.json").read_text())
+    assert kept["decode, cpu, float32, head size 8"] == {"backend": "sdpa", "reason": "asked for"}
 
 
 def test_the_environment_overrides_the_configuration(monkeypatch):
     monkeypatch.setenv(dispatch.OVERRIDE, "sdpa")
-    assert kernels.choose_backend("reference", "cpu") == "sdpa"
+    assert kernels.choose_backend("reference", "cpu", torch.float32, 16) == "sdpa"
+    q = torch.zeros(1, 3, 1, 16)
+    kernels.attention(q, q, q, BlockMask.from_lengths([3]), backend="reference")
+    assert kernels.decisions()["decode, cpu, float32, head size 16"].backend == "sdpa"
     monkeypatch.setenv(dispatch.OVERRIDE, "fast")
     with pytest.raises(ValueError, match="backend='fast' is unknown; use auto, reference"):
-        kernels.choose_backend("auto", "cpu")
+        kernels.choose_backend("auto", "cpu", torch.float32, 16)
 
 
-def test_names_are_checked_when_a_model_is_built():
-    assert kernels.choose_backend("auto", "cpu") == "reference"
-    assert kernels.choose_backend("auto", "cpu", torch.float32, 64) == "auto"
+def test_every_use_is_decided_and_logged_when_a_model_is_built(caplog):
+    dispatch._decide.cache_clear()
+    with caplog.at_level(logging.INFO, logger="kernels.dispatch"):
+        assert kernels.choose_backend("auto", "cpu", torch.float32, 48) == "auto"
+    assert [m.split(":")[0] for m in caplog.messages] == [
+        f"attention ({use}, cpu, float32, head size 48)" for use in ("inference", "decode", "training")
+    ]
+    chosen = {k: c.backend for k, c in kernels.decisions().items() if k.endswith("size 48")}
+    assert list(chosen.values()) == ["sdpa", "matmul", "sdpa"]
+
+
+def test_names_are_checked_when_a_model_is_built(caplog):
     with pytest.raises(ValueError, match=r"'fa4' cannot run here .*use auto, reference, sdpa"):
-        kernels.choose_backend("fa4", "cpu")
+        kernels.choose_backend("fa4", "cpu", torch.float32, 64)
     with pytest.raises(ValueError, match="unknown"):
-        kernels.choose_backend("flash", "cpu")
+        kernels.choose_backend("flash", "cpu", torch.float32, 64)
+    assert kernels.choose_backend("flex", "cpu", torch.float32, 64) == "flex"
+    assert "flex will refuse: FlexAttention has no backward on CPU" in caplog.text
 
 
 def test_flex_refuses_gradients_on_cpu():
@@ -111,10 +134,10 @@ def test_shapes_that_do_not_fit_are_refused():
 
 def test_sdpa_splits_by_blocks_and_says_so():
     mask = BlockMask.next_scale(300, (1, 2, 16), (1, 50))
-    assert sdpa.plan(mask) == (
-        sdpa.Piece(0, 300, 300, False),
-        sdpa.Piece(300, 561, 561, True),
-        sdpa.Piece(561, 612, 612, True),
+    assert pieces.plan(mask, sdpa.MIN_ROWS) == (
+        pieces.Piece(0, 300, 300, False),
+        pieces.Piece(300, 561, 561, True),
+        pieces.Piece(561, 612, 612, True),
     )
     assert sdpa.describe(mask) == "3 calls without a dense mask (small masks: 261 x 561, 51 x 612)"
     ragged = BlockMask.square(torch.tensor([[0, 0, 1], [0, 1, 1]]).int(), torch.ones(1, 3, dtype=torch.bool))

@@ -8,17 +8,24 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.once import once
+
 CASES = Path(__file__).with_name("triton_cases.py")
 NAMES = re.findall(r"^def (check_\w+)", CASES.read_text(), re.M)
 
 
 @pytest.fixture(scope="module")
-def outcome():
+def outcome(tmp_path_factory):
     """name -> PASSED or FAILED, and the whole text. One process for all: starting costs more than a check."""
-    root = CASES.parents[2]
-    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(CASES)], env=env, cwd=root, capture_output=True, text=True, timeout=280)
-    text = done.stdout + done.stderr
+
+    def run(place):
+        root = CASES.parents[2]
+        env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(CASES)]
+        done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=280)
+        (place / "output.txt").write_text(done.stdout + done.stderr)
+
+    text = (once(tmp_path_factory, "triton_cases", run) / "output.txt").read_text()
     return dict(reversed(line.split()) for line in text.splitlines() if re.match("(PASSED|FAILED) check_", line)), text
 
 

@@ -104,3 +104,48 @@ def test_objects_lie_in_front_of_the_base_without_overlap(plain: list[View]) -> 
         gaps = np.linalg.norm(xy[:, None] - xy[None], axis=-1) + np.eye(len(xy))
         assert gaps.min() > 0.04
     assert np.abs(plain[0].objects - plain[1].objects).max() > 0.1
+
+
+def _screen_frames(on: bool, episodes: tuple[int, ...] = (0, 0, 1)) -> list[list[View]]:
+    """Three frames of each episode, the arm at rest."""
+    config = EnvironmentConfig(
+        domain_randomization=DomainRandomizationConfig(**OFF, noisy_screen=on), vlm_size=128, num_objects=2
+    )
+    sim = make_simulator(config, seed=3)
+    result = []
+    for episode in episodes:
+        frames = []
+        for step in range(3):
+            sim.reset(episode) if step == 0 else sim.step(np.zeros(8))
+            names = sim.entity_names()
+            labels = np.vectorize(lambda i, names=names: names.get(int(i), ""))(sim.segmentation("head"))
+            frames.append(View(sim.render("head"), labels, sim.state(), sim.object_poses()))
+        result.append(frames)
+    sim.close()
+    return result
+
+
+def test_a_noisy_screen_shows_other_noise_at_every_step_and_nothing_else_moves() -> None:
+    (first, again, other), (without, *_) = _screen_frames(True), _screen_frames(False, (0,))
+    for a, b in [(first[0], first[1]), (first[1], first[2]), (first[0], other[0])]:
+        assert _change(a, b, "noisy_screen") > 30
+    assert _part("noisy_screen")(first[0]).mean() > 0.03 and not _part("noisy_screen")(without[0]).any()
+    for a, b, plain in zip(first, again, without, strict=True):
+        np.testing.assert_array_equal(a.picture, b.picture)  # a function of seed, episode and step
+        np.testing.assert_array_equal(a.state, plain.state)
+        np.testing.assert_array_equal(a.objects, plain.objects)
+        # The shader has no shadows: where the board is not seen the picture is the one without it.
+        elsewhere = ~_part("noisy_screen")(a)
+        np.testing.assert_array_equal(a.picture[elsewhere], plain.picture[elsewhere])
+
+
+def test_the_wrist_camera_meets_the_noisy_screen_only_after_a_turn_of_the_arm() -> None:
+    config = EnvironmentConfig(domain_randomization=DomainRandomizationConfig(noisy_screen=True))
+    sim = make_simulator(config, seed=0)
+    shares = []
+    for _ in range(25):
+        sim.reset(0) if not shares else sim.step(np.eye(8)[0])
+        names = sim.entity_names()
+        shares.append(np.mean([names.get(int(i), "") == "noisy_screen" for i in sim.segmentation("wrist").ravel()]))
+    sim.close()
+    assert shares[0] < 0.02 and max(shares) > 0.1

@@ -5,7 +5,7 @@ import pytest
 
 from rl.config import TrainingConfig
 from rl.training.parallel_utils import ParallelContext
-from tests.training import teacher_runs
+from tests.training import student_runs, teacher_runs
 
 
 @pytest.fixture
@@ -36,3 +36,27 @@ def straight_run(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path)
         (place / "console.txt").write_text(output)
 
     return teacher_runs.once(tmp_path_factory, "straight", make) / "run"
+
+
+@pytest.fixture(scope="session")
+def teacher_with_heads(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Path:
+    """Run directory of a teacher with ensemble heads, which a student can start from. Read only."""
+    return (
+        teacher_runs.once(
+            tmp_path_factory, "teacher_with_heads", lambda p: student_runs.make_teacher(p, tokenizer_path)
+        )
+        / "run"
+    )
+
+
+@pytest.fixture(scope="session")
+def student_run(tmp_path_factory: pytest.TempPathFactory, teacher_with_heads: Path) -> Path:
+    """Run directory of four student episodes (two iterations of two environments), uninterrupted. Read only."""
+
+    def make(place: Path) -> None:
+        argv = student_runs.flags(teacher_with_heads, place / "run", 4)
+        code, output = teacher_runs.run_process(argv, "rl.training.train_student_rl")
+        assert code == 0, output
+        (place / "console.txt").write_text(output)
+
+    return teacher_runs.once(tmp_path_factory, "student", make) / "run"

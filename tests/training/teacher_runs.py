@@ -3,7 +3,6 @@
 As a program (`teacher_runs.py STOP_AFTER flags...`) it trains and sends itself SIGTERM after that many updates.
 """
 
-import fcntl
 import logging
 import os
 import signal
@@ -24,6 +23,7 @@ from rl import config as rl_config
 from rl.training import cli
 from rl.training.teacher_phase import TeacherPhase
 from rl.training.train_teacher_rl import main
+from tests.helpers.once import once  # noqa: F401 - used through this module
 
 REPO = Path(__file__).resolve().parents[2]
 STEPS, BPTT, UPDATES, SCALES = 8, 3, 2, 3
@@ -99,20 +99,6 @@ def run_here(entry: Callable[[cli.Args], Any], argv: list[str], phase: str = "te
     code = stop.value.code
     assert isinstance(code, int)
     return code
-
-
-def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
-    """Directory `name` that `make(directory)` fills; one for all workers of pytest-xdist, the first one makes it."""
-    base = factory.getbasetemp()
-    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    place, done = base / name, base / f"{name}.done"
-    with (base / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not done.exists():
-            place.mkdir()
-            make(place)
-            done.touch()
-    return place
 
 
 def parameters_equal(a: Path, b: Path) -> bool:

@@ -24,6 +24,14 @@ EXPECTED_FLAGS = {
     "mixed_precision device seed json debug print_config",
     "plan": "num_envs rl_config model_config accelerate_config mixed_precision device seed json phase num_processes "
     "debug print_config",
+    "arm": "auto_resume resume overwrite num_envs output_dir rl_config accelerate_config mixed_precision "
+    "gradient_accumulation_steps device seed json algorithm steps vision physics image_size frame_stack compare "
+    "compare_steps compare_seeds no_compile experiment_name run_name export debug print_config",
+    "rl": "auto_resume resume overwrite num_envs output_dir rl_config accelerate_config mixed_precision "
+    "gradient_accumulation_steps device seed json algorithm task max_iterations no_compile headless distributed "
+    "experiment_name run_name logger export debug print_config",
+    "play": "num_envs rl_config accelerate_config device seed json checkpoint steps export video video_length "
+    "real_time log_data log_steps log_env_ids debug print_config",
     "evaluate": "rl_config model_config accelerate_config device seed json checkpoint phase "
     "episodes debug print_config",
 }
@@ -41,7 +49,7 @@ def test_help_names_every_flag_its_default_and_an_example(phase: str, capsys: py
     text = capsys.readouterr().out
     assert stop.value.code == 0
     assert all(f.name in text for f in flags_of(phase)) and EXAMPLES[phase][0] in text
-    assert "(default tiny)" in text  # --model_config
+    assert "(default auto)" in text  # --device
 
 
 def test_every_flag_that_sets_a_key_names_one_that_exists() -> None:
@@ -213,3 +221,36 @@ def test_an_error_of_one_rank_is_printed_by_that_rank_and_a_shared_one_only_by_r
 
 def test_flags_are_unique() -> None:
     assert len({f.name for f in FLAGS}) == len(FLAGS)
+
+
+def test_arm_rl_and_play_take_dashes_between_words_too() -> None:
+    dashed = ["--vision", "--image-size", "48", "--frame-stack=2", "--compare-steps", "7", "--no-compile"]
+    arm = cli.parse("arm", dashed).config.arm
+    assert (arm.vision, arm.image_size, arm.frame_stack, arm.compare_steps, arm.compile) == (True, 48, 2, 7, False)
+    underscored = [d.replace("-", "_").replace("__", "--") for d in dashed]
+    assert cli.parse("arm", underscored).config.arm == arm
+    play = cli.parse("play", ["--real-time", "--log_data", "--num-envs", "3", "--log-env-ids", "0,2"]).config.play
+    assert (play.real_time, play.log_data, play.log_env_ids) == (True, True, [0, 2])
+
+
+def test_the_preset_of_the_algorithm_is_merged_before_flags_and_overrides() -> None:
+    config = cli.parse("arm", ["--algorithm", "FASTSAC", "--num_envs", "7", "sac.tau=0.5"]).config
+    assert (config.sac.gamma, config.sac.num_envs, config.sac.tau) == (0.9, 7, 0.5)
+    assert cli.parse("teacher", []).config.sac == Config().sac
+
+
+@pytest.mark.parametrize(
+    ("phase", "argv", "message"),
+    [
+        ("arm", ["--algorithm", "PPOO"], r"arm\.algorithm 'PPOO' is unknown; did you mean PPO\?"),
+        ("rl", ["--algorithm", "DQN"], r"rl\.algorithm 'DQN' is unknown; there are PPO, A2C, SAC, FASTSAC, DIT"),
+        ("arm", ["--task", "CartPole-v1"], "--task is not a flag of arm; it belongs to rl"),
+        ("arm", ["--vision", "--physics"], "choose one"),
+        ("rl", ["--logger", "paper"], r"rl\.logger"),
+        ("play", ["--log_env_ids", "a,b"], r"play\.log_env_ids"),
+        ("arm", ["--steps", "0"], r"arm\.steps is 0"),
+    ],
+)
+def test_a_wrong_policy_run_is_one_line_with_the_remedy(phase: str, argv: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cli.parse(phase, argv)

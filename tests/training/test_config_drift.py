@@ -48,6 +48,13 @@ def test_the_block_of_the_running_phase_counts() -> None:
         drift("student.rewards.wm_uncertainty_weight", 2, phase="student")
 
 
+@pytest.mark.parametrize("key", ["student.rewards.clip", "teacher.burn_in", "adversarial.leash.target"])
+def test_phase_three_reads_the_blocks_of_the_other_two(key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        drift(key, 12345, phase="adversarial")
+    assert len(drift("tokenizer.frames", 12345, phase="adversarial")) == 1
+
+
 def test_a_key_that_only_one_side_has_is_a_change() -> None:
     with pytest.raises(ValueError, match=r"b \(absent\) -> None"):
         check_drift({"a": 1}, {"a": 1, "b": None}, "teacher", "config.yaml")

@@ -14,6 +14,7 @@ from rl.config import HELD_OUT_SEED, load_model
 from rl.data.statistics import bootstrap_mean
 from rl.normalizers import Normalizer
 from rl.training import cli, evaluate_rl
+from rl.training.evaluation import loading
 from rl.training.parallel_utils import ParallelContext
 from rl.training.world_model_data import WorldModelData
 from rl.training.world_model_evaluation import EpisodeNumbers, WorldModelEvaluator, summarise
@@ -233,7 +234,8 @@ def test_a_run_is_measured_on_held_out_scenes_and_the_numbers_are_written(
 ) -> None:
     target = tmp_path / "numbers.json"
     argv = ["--phase", "teacher", "--checkpoint", str(straight_run), "--episodes", "2", "--json", str(target)]
-    argv += ["--device", "cpu", "evaluation.bootstrap_samples=50", "training.num_threads=1"]
+    argv += ["--device", "cpu", "evaluation.bootstrap_samples=50", "training.num_threads=1", "--video"]
+    argv += ["evaluation.unfamiliar_episodes=2", "evaluation.videos=1"]
     assert run_here(evaluate_rl.main, argv, "evaluate") == 0
     shown = capfd.readouterr().out
     result = json.loads(target.read_text())
@@ -242,10 +244,17 @@ def test_a_run_is_measured_on_held_out_scenes_and_the_numbers_are_written(
     rows = {"true", "shuffled", "no_memory", "generated", "copy"}
     assert {f"{r}/accuracy{s}" for r in rows for s in ("", "_scale_1", "_scale_3")} <= measures.keys()
     assert {"greedy/psnr", "soft/psnr", "copy/psnr", "greedy_minus_copy/psnr"} <= measures.keys()
+    rows = [json.loads(line) for line in target.with_suffix(".jsonl").read_text().splitlines()]
+    assert [(r["policy"], r["episode"]) for r in rows] == [("random", 0), ("random", 1)]
+    assert {"explore/wrist_voxels", "frame/nll", "robust/nll_worst_frames", "auroc/unfamiliar/nll"} <= measures.keys()
+    assert "baseline" not in result  # random actions are the baseline
     for name, interval in measures.items():
-        values = [e[name] for e in result["per_episode"]] if name in result["per_episode"][0] else None
-        assert interval["low"] <= interval["mean"] <= interval["high"] and interval["count"] == 2
+        values = [e[name] for e in rows] if name in rows[0] else None
+        episodes = 4 if name.startswith("auroc/unfamiliar/") else 2
+        assert interval["low"] <= interval["mean"] <= interval["high"] and interval["count"] == episodes
         assert values is None or interval["mean"] == pytest.approx(np.mean(values))
+    (video,) = result["videos"]
+    assert (tmp_path / video).read_bytes()[4:8] == b"ftyp" and b"avc1" in (tmp_path / video).read_bytes()
     assert "greedy_minus_copy/psnr" in shown and "2 held-out episodes" in shown and "machine:" in shown
 
 
@@ -255,7 +264,14 @@ def test_a_run_is_measured_on_held_out_scenes_and_the_numbers_are_written(
         ([], "--checkpoint DIR is missing"),
         (["--checkpoint", "/nowhere"], "/nowhere holds no directory checkpoint-N"),
         (["--checkpoint", "RUN", "--seed", "7"], f"held-out seeds begin at {HELD_OUT_SEED}"),
-        (["--checkpoint", "RUN", "--phase", "student"], "--phase student is not available"),
+        (["--checkpoint", "RUN", "--phase", "student"], "is a checkpoint of phase teacher"),
+        (["--checkpoint", "RUN", "--policy", "explorer"], "has no explorer; name one with --student_checkpoint"),
+        (["--checkpoint", "RUN", "--video"], "--video needs --json FILE"),
+        (["--checkpoint", "RUN", "--json", "numbers.txt"], "must end in .json"),
+        (["--checkpoint", "RUN", "evaluation.novelty_scales=9"], "the tokenizer has 3 scales"),
+        (["--checkpoint", "RUN", "evaluation.unfamiliar=[num_objcts=3]"], "evaluation.unfamiliar: unknown"),
+        (["--checkpoint", "RUN", "--policy", "expert"], "expected one of [explorer, random, zero]"),
+        (["--checkpoint", "RUN", "--episodes", "1"], "evaluation.num_episodes is 1; it must be at least 2"),
     ],
 )
 def test_wrong_requests_are_refused(
@@ -268,12 +284,12 @@ def test_wrong_requests_are_refused(
 
 def test_overrides_change_the_run_s_own_configuration_and_never_its_architecture(straight_run: Path) -> None:
     args = cli.parse("evaluate", ["--checkpoint", str(straight_run), "environment.num_objects=3"])
-    cfg, arch = evaluate_rl.run_config(args, straight_run)
+    cfg, arch = loading.run_config(args, straight_run)
     assert cfg.environment.num_objects == 3 and cfg.training.bptt_length == BPTT  # the run's, not the default
     assert arch == load_model("debug_test")
     for given in ("arch.memory.memory_hidden=8", "model.config_file=tiny"):
         with pytest.raises(ValueError, match=f"{given}: the architecture of a checkpoint is that of .*; drop it"):
-            evaluate_rl.run_config(cli.parse("evaluate", [given]), straight_run)
+            loading.run_config(cli.parse("evaluate", [given]), straight_run)
 
 
 def test_evaluation_plays_one_environment_and_says_so() -> None:

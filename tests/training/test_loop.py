@@ -1,6 +1,7 @@
 """The training loop with a phase that only counts: when it saves, stops, resumes and writes."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from rl.config import Config, load_model
 from rl.training.checkpoint import CheckpointManager, CheckpointState, LoadedCheckpoint, open_checkpoint
 from rl.training.errors import NumericalError, Preempted
-from rl.training.loop import Loop
+from rl.training.loop import Loop, Pace
 from rl.training.parallel_utils import ParallelContext
 from rl.training.preemption import StopFlag
 from rl.training.run_dir import ResumeMode, RunDir
@@ -114,6 +115,24 @@ def test_an_iteration_collects_updates_and_writes_one_line(train: Callable, tmp_
     assert [e["toy/number"] for e in lines] == [2.0, 5.0]  # means of 1, 2, 3 and 4, 5, 6
 
 
+def test_a_number_that_only_some_updates_have_is_their_mean(train: Callable, tmp_path: Path) -> None:
+    """Also when the run is stopped between them."""
+
+    class TwoKinds(CountingPhase):
+        def update(self, progress: float) -> dict[str, float]:
+            line = super().update(progress)
+            return {"first": 8.0} if self.updates % 3 == 1 else {"later": line["number"]}
+
+    train("straight", 1, TwoKinds())
+    stop = Stop()
+    with pytest.raises(Preempted):
+        train("stopped", 1, TwoKinds(after_update=lambda n: setattr(stop, "requested", n == 2)), stop=stop)
+    train("stopped", 1, TwoKinds())
+    for name in ("straight", "stopped"):
+        (line,) = _lines(tmp_path / name)
+        assert (line["toy/first"], line["toy/later"]) == (8.0, 2.5)
+
+
 @pytest.mark.parametrize(
     ("units", "total", "every", "expected"),
     [
@@ -205,3 +224,26 @@ def test_a_number_that_is_not_finite_keeps_the_batch_and_saves_nothing_new(train
     assert set(torch.load(tmp_path / "run" / "not_finite_batch_rank0.pt", weights_only=True)) == {"value"}
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 3)
+
+
+def test_lines_of_metrics_are_means_over_the_iterations_since_the_last_one(
+    world: ParallelContext, tmp_path: Path
+) -> None:
+    class Sparse(CountingPhase):
+        """Reports a number in every second iteration only, and none that is finite in the first."""
+
+        def collect(self, step: int) -> dict[str, float]:
+            extra = {"sometimes": float(step)} if step % 2 else {}
+            return {**super().collect(step), "late": math.nan if step == 0 else 5.0, **extra}
+
+    with RunDir.open(tmp_path / "run", "teacher", Config(), None, world) as directory:
+        manager = CheckpointManager(directory.path, 10, world)
+        Loop(Sparse(updates=1), Pace(5, 1, 4), 7, world, directory, manager, Stop(), False).run()
+    found = _lines(tmp_path / "run")
+    # Every fourth, before the checkpoint at 5, and the last.
+    assert [line["episode"] for line in found] == [4, 5, 7]
+    assert [line["toy/seen"] for line in found] == [1.5, 4.0, 5.5]  # of 0 to 3, 4, 5 and 6
+    assert [line["toy/number"] for line in found] == [2.5, 5.0, 6.5]
+    assert found[0]["toy/sometimes"] == 2.0 and found[0]["toy/late"] == 5.0
+    assert [(line["env_steps"], line["updates"]) for line in found] == [(40, 4), (50, 5), (70, 7)]
+    assert not (tmp_path / "run" / "model_config.yaml").exists()

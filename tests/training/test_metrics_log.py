@@ -1,6 +1,8 @@
 import json
 import logging
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -86,3 +88,29 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     log.write(1, {"x": 1.0})
     log.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_and_biases_sees_the_numbers_that_are_numbers_and_continues_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[object] = []
+
+    class Run:
+        def log(self, values: dict[str, float], step: int) -> None:
+            logged.append((values, step))
+
+        def finish(self) -> None:
+            logged.append("finished")
+
+    def init(**kwargs: object) -> Run:
+        logged.append((kwargs["name"], kwargs["id"], kwargs["resume"]))
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for step in (1, 2):
+        log = MetricsLog(tmp_path, wandb=True, resumed_at=None if step == 1 else 1)
+        log.write(step, {"a/loss": 0.5, "a/word": "x", "a/none": float("nan")})
+        log.close()
+    assert logged[1:3] == [({"a/loss": 0.5}, 1), "finished"] and logged[4] == ({"a/loss": 0.5}, 2)
+    assert logged[0] == logged[3] and logged[0][2] == "allow"  # type: ignore[index]
+    assert not (tmp_path / "tensorboard").exists()

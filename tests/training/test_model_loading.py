@@ -121,13 +121,16 @@ def test_what_is_wrong_with_a_checkpoint_is_said_before_the_run_starts(released)
         check_model_files(cfg, small_public())
 
 
-def test_instruction_over_the_limit_is_refused_with_a_released_model(released):
-    cfg = run_config(released)
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_instruction_over_the_limit_is_refused_by_everything_that_builds_a_model(released, pretrained):
+    arch = small_public() if pretrained else rl_config.load_model("tiny")
+    cfg = run_config(released) if pretrained else Config()
     cfg.environment.instruction = "explore the whole table and everything on it"
-    with pytest.raises(
-        ValueError, match=r"has 45 tokens, tokenizer_max_length is 24; shorten environment\.instruction"
-    ):
-        build_base(cfg, small_public(), "cpu")
+    for build in (check_model_files, lambda cfg, arch: build_base(cfg, arch, "cpu")):
+        with pytest.raises(
+            ValueError, match=r"has 45 tokens, tokenizer_max_length is 24; shorten environment\.instruction"
+        ):
+            build(cfg, arch)
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,10 @@ def test_parameters_and_bytes_are_those_of_the_model_that_would_train(lora: bool
 
 @pytest.mark.parametrize("preset", ["tiny", "debug_test"])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_estimated_activations_are_close_to_what_autograd_keeps(preset: str, recompute: bool) -> None:
+@pytest.mark.parametrize("backend", ["matmul", "sdpa"])
+def test_estimated_activations_are_close_to_what_autograd_keeps(preset: str, recompute: bool, backend: str) -> None:
     cfg, arch = configs(preset)
-    arch.trunk.gradient_checkpointing = recompute
+    arch.trunk.gradient_checkpointing, arch.trunk.attention_backend = recompute, backend
     policy = build_policy(arch)
     freeze_for_world_model(policy, cfg.teacher.freeze, lora=False)
     own = {t.untyped_storage().data_ptr() for t in (*policy.parameters(), *policy.buffers())}
@@ -59,10 +60,10 @@ def test_estimated_activations_are_close_to_what_autograd_keeps(preset: str, rec
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         policy(batch, mode="world_model_window", initial_memory_state=h)
     measured = sum(t.untyped_storage().nbytes() for t in kept.values())
-    estimate = planning.activation_bytes(cfg, arch, "reference")
+    estimate = planning.activation_bytes(cfg, arch, backend)
     if recompute:  # the layer that is computed again is not there yet
         arch.trunk.gradient_checkpointing = False
-        layers = planning.activation_bytes(cfg, arch, "reference")
+        layers = planning.activation_bytes(cfg, arch, backend)
         assert measured < estimate < 0.6 * layers
     else:
         assert 0.8 < estimate / measured < 1.25

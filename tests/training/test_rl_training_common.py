@@ -128,6 +128,13 @@ def _states(record: EpisodeRecord) -> Normalizer:
     return states
 
 
+def test_an_instruction_that_would_be_cut_is_refused(policy: F1Policy) -> None:
+    states = Normalizer(torch.arange(32) < 25)
+    for make in (BatchBuilder, lambda *a: WorldModelData(*a, cache_vision=True)):
+        with pytest.raises(ValueError, match="has 26 tokens, tokenizer_max_length is"):
+            make(policy, states, "explore the table, please")
+
+
 def test_a_batch_of_observations_equals_the_windows_of_the_buffer(
     policy: F1Policy, played: tuple[list[Observation], EpisodeRecord]
 ) -> None:

@@ -1,0 +1,72 @@
+"""What a checkpoint does not copy: entries of a published base that nobody trains are named there by file and hash.
+
+A checkpoint of adapters stays small, and the base it needs is found, compared and read again when it is loaded.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from f1_vla import weights
+from f1_vla.policy import F1Policy
+from rl.training.checkpoint_files import FileEntry, ReleasedBase, sha256_of
+from rl.training.checkpoint_state import load_strict
+
+
+def _plain(name: str) -> str:
+    """Name of an entry as if no adapter wrapped it."""
+    return name.replace(".base_layer.", ".")
+
+
+@lru_cache(maxsize=64)
+def _hash(path: Path, size: int, changed_ns: int) -> str:
+    return sha256_of(path)
+
+
+def _entry(path: Path) -> FileEntry:
+    stat = path.stat()
+    return FileEntry(str(path), stat.st_size, _hash(path, stat.st_size, stat.st_mtime_ns))
+
+
+def released_base(policy: F1Policy) -> ReleasedBase | None:
+    """What a run of this policy need not copy, taken once its parts are frozen; None without a published base.
+
+    Reads every file once for its hash (some ten seconds at full size).
+    """
+    if policy.published is None:
+        return None
+    trained = {n for n, p in policy.named_parameters() if p.requires_grad}
+    entries = [n for n in policy.state_dict() if n not in trained and _plain(n) in policy.published.entries]
+    return ReleasedBase(tuple(_entry(f) for f in policy.published.files), tuple(entries))
+
+
+def check_untrained(policy: F1Policy, base: ReleasedBase) -> None:
+    """AssertionError when an entry that is not copied has become trainable: it would be lost."""
+    trained = {n for n, p in policy.named_parameters() if p.requires_grad}
+    assert not trained & set(base.entries), f"{sorted(trained & set(base.entries))[:3]} train, but are not saved"
+
+
+def load_model(policy: F1Policy, state: dict[str, torch.Tensor], base: ReleasedBase | None, source: str | Path) -> None:
+    """`state` and, with a base, what it left out, into the policy; every key and shape must fit.
+
+    ValueError: a file of the base is missing or is not the one this checkpoint was trained on.
+    """
+    if base is None:
+        load_strict(policy, state, source)
+        return
+    for file in base.files:
+        _check_file(file, source)
+    own = policy.state_dict()
+    load_strict(policy, {**{n: own.get(n, torch.empty(0)) for n in base.entries}, **state}, source)
+    files = weights.ReleasedFiles([Path(f.name) for f in base.files])
+    weights.copy_entries(policy, files, {_plain(n) for n in base.entries})
+
+
+def _check_file(file: FileEntry, source: str | Path) -> None:
+    path = Path(file.name)
+    remedy = f"put back the file with sha256 {file.sha256[:16]}... ({file.bytes:,} bytes) there; a link will do"
+    if not path.is_file():
+        raise ValueError(f"{source} continues on the published base {path}, which does not exist: {remedy}")
+    if path.stat().st_size != file.bytes or _entry(path).sha256 != file.sha256:
+        raise ValueError(f"{source} continues on the published base {path}, which has changed since: {remedy}")
