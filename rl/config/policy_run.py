@@ -10,7 +10,7 @@ ALGORITHMS = ("PPO", "A2C", "SAC", "FASTSAC", "DIT")
 BLOCKS = {"PPO": "ppo", "A2C": "ppo", "SAC": "sac", "FASTSAC": "sac", "DIT": "diffusion"}
 # Files under configs/algo that are merged when `preset` is null: for the reaching arm, for every other task.
 REACH_PRESETS = {
-    "PPO": "ppo_reach", "A2C": "a2c_reach", "SAC": "sac_reach", "FASTSAC": "fastsac_reach", "DIT": "dit_reach",
+    "PPO": "ppo_reach", "A2C": "a2c_reach", "SAC": "sac_reach", "FASTSAC": "fastsac_reach", "DIT": "dit",
 }  # fmt: skip
 GENERAL_PRESETS = {"PPO": "sb3", "A2C": "a2c", "SAC": "sac", "FASTSAC": "fastsac_loco", "DIT": "dit"}
 

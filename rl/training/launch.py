@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import kernels
 from f1_vla.config import F1Config
 from rl import config as rl_config
 from rl.suppress_logs import suppress_logs
@@ -59,6 +60,8 @@ def run_phase(
         except ValueError:
             run.discard()
             raise
+        if ctx.is_main:
+            kernels.record_decisions(run.path / "attention.json")
         with contextlib.closing(phase):
             pace = pace or Pace(cfg.training.save_every, cfg.training.log_every)
             loop = Loop(phase, pace, total, ctx, run, manager, stop, cfg.logging.tensorboard, cfg.logging.wandb)

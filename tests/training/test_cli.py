@@ -32,8 +32,10 @@ EXPECTED_FLAGS = {
     "experiment_name run_name logger export debug print_config",
     "play": "num_envs rl_config accelerate_config device seed json checkpoint steps export video video_length "
     "real_time log_data log_steps log_env_ids debug print_config",
-    "evaluate": "rl_config model_config accelerate_config device seed json checkpoint phase "
-    "episodes debug print_config",
+    "evaluate": "teacher_checkpoint student_checkpoint rl_config model_config accelerate_config device seed json "
+    "checkpoint phase episodes policy video debug print_config",
+    "pipeline": "auto_resume overwrite steps_per_episode num_envs output_dir rl_config model_config accelerate_config "
+    "mixed_precision device seed num_processes phases debug print_config",
 }
 
 
