@@ -2,7 +2,8 @@
 
 Same machine, threads, task (ArmReach, 32 environments), network sizes, batch and number of gradient steps for each
 vector step; collecting included. Rows are measured in turn, several rounds, and the median counts, so that other work
-on the machine meets all of them. "update only" leaves collecting out.
+on the machine meets all of them; "CPU" is the time of this process, which other work disturbs least. "update" leaves
+collecting out; "times" is how many times faster than the peer.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from rl.training.off_policy_phase import OffPolicyPhase
 from rl.training.parallel_utils import ParallelContext
 
 ENVS, UPDATES = 32, 4
+COLUMNS = {"wall": "wall", "cpu": "CPU", "update_wall": "update wall", "update_cpu": "update CPU"}
 ALGO = rl_config.CONFIG_DIR / "algo"
 
 
@@ -120,10 +122,11 @@ def rows(ctx: ParallelContext, hidden: int, compiled: bool) -> dict[str, Row]:
     return made
 
 
-def timed(work: Callable[[int], None], count: int) -> float:
-    start = time.perf_counter()
+def timed(work: Callable[[int], None], count: int) -> tuple[float, float]:
+    """Seconds on the clock and of CPU time."""
+    start, used = time.perf_counter(), time.process_time()
     work(count)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, time.process_time() - used
 
 
 def main() -> None:
@@ -141,26 +144,26 @@ def main() -> None:
     ctx = ParallelContext.create(cfg.training)
     machine = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
     print(f"{machine}, {args.threads} threads, torch {torch.__version__}")
-    print(f"{'hidden':>7} {'':<24} {'updates/s':>10} {'ratio':>6} {'update only/s':>14} {'ratio':>6}")
+    print(f"{'ms an update':<32}" + "".join(f"{name:>16} {'times':>6}" for name in COLUMNS.values()))
     results: list[dict[str, Any]] = []
     for hidden in args.hidden:
         made = rows(ctx, hidden, not args.no_compile)
         for run, _ in made.values():
             run(8)  # compiles, fills the replay
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in made}
+        seconds: dict[str, list[tuple[float, ...]]] = {name: [] for name in made}
         for _ in range(args.rounds):
             for name, (run, update) in made.items():
-                seconds[name].append((timed(run, args.steps), timed(update, args.steps * UPDATES)))
+                seconds[name].append((*timed(run, args.steps), *timed(update, args.steps * UPDATES)))
         count, first = args.steps * UPDATES, None
         for name, pairs in seconds.items():
-            rates = [count / statistics.median(p[i] for p in pairs) for i in (0, 1)]
-            first = first or rates
-            ratios = [r / f for r, f in zip(rates, first, strict=True)]
-            print(f"{hidden:>7} {name:<24} {rates[0]:>10.1f} {ratios[0]:>6.2f} {rates[1]:>14.1f} {ratios[1]:>6.2f}")
-            results.append(
-                {"hidden": hidden, "name": name, "updates_per_second": rates[0], "ratio": ratios[0],
-                 "update_only_per_second": rates[1], "update_only_ratio": ratios[1]}
-            )  # fmt: skip
+            costs = [1e3 * statistics.median(p[i] for p in pairs) / count for i in range(len(COLUMNS))]
+            first = first or costs
+            ratios = [f / c for f, c in zip(first, costs, strict=True)]
+            cells = "".join(f"{c:>16.2f} {r:>6.2f}" for c, r in zip(costs, ratios, strict=True))
+            print(f"{hidden:>7} {name:<24}{cells}")
+            numbers = {f"{key}_ms": c for key, c in zip(COLUMNS, costs, strict=True)}
+            numbers |= {f"{key}_speedup": r for key, r in zip(COLUMNS, ratios, strict=True)}
+            results.append({"hidden": hidden, "name": name, "updates_per_second": 1e3 / costs[0], **numbers})
     ctx.close()
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -112,9 +112,11 @@ class DiffusionPolicy:
                 return nets(observation)
             features = nets.features(nets.normalize(observation))
             best, _ = best_of(self._draw(nets.average, features, cfg.act_samples), nets.critic, features)
-        share = min(self.progress / cfg.noise_share, 1.0)
-        scale = cfg.noise + (cfg.noise_final - cfg.noise) * share
+        scale = self._falling(cfg.noise, cfg.noise_final)
         return (best + scale * self._noise(len(best))).clamp(-1, 1)
+
+    def _falling(self, first: float, last: float) -> float:
+        return first + (last - first) * min(self.progress / self.cfg.noise_share, 1.0)
 
     def _sampling(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.sample_bfloat16)
@@ -198,7 +200,7 @@ class DiffusionPolicy:
         cfg, nets = self.cfg, self.networks
         B, U = len(features), cfg.entropy_actions
         with torch.no_grad():
-            best, advantage = best_of(self._draw(nets.actor, features, cfg.train_samples), nets.critic, features)
+            best, advantage = best_of(self._candidates(features), nets.critic, features)
             weight = advantage / advantage.mean().clamp_min(1e-8)
             uniform = torch.rand(B, U, self.action_dim, generator=self.generator, device=self.device) * 2 - 1
             actions = torch.cat([best[:, None], uniform], 1).flatten(0, 1)  # (B * (1 + U), A)
@@ -211,6 +213,19 @@ class DiffusionPolicy:
         entropy = cfg.entropy_weight + (cfg.entropy_weight_final - cfg.entropy_weight) * self.progress
         loss = (weight * (error[:, 0] + entropy * error[:, 1:].sum(1))).mean()
         return loss, advantage.mean()
+
+    def _candidates(self, features: Tensor) -> Tensor:
+        """(B, K, A): drawn actions, and actions near each of them, which cost no denoising."""
+        cfg = self.cfg
+        drawn = self._draw(self.networks.actor, features, cfg.train_samples)
+        if cfg.nearby_samples == 0:
+            return drawn
+        B, K, A = drawn.shape
+        shape = (B, K, cfg.nearby_samples, A)
+        noise = torch.randn(shape, generator=self.generator, device=self.device)
+        scale = self._falling(cfg.nearby_noise, cfg.nearby_noise_final)
+        near = (drawn[:, :, None] + scale * noise).clamp(-1, 1)
+        return torch.cat([drawn, near.flatten(1, 2)], 1)
 
     @staticmethod
     @torch.no_grad()
@@ -240,7 +255,8 @@ def check(cfg: DiffusionConfig) -> None:
     for name, value, low, high in [
         ("denoising_steps", cfg.denoising_steps, 2, 1000), ("gamma", cfg.gamma, 0, 1), ("tau", cfg.tau, 0, 1),
         ("ema_tau", cfg.ema_tau, 0, 1), ("actor_delay", cfg.actor_delay, 1, 1000), ("n_step", cfg.n_step, 1, 1000),
-        ("train_samples", cfg.train_samples, 2, 1000), ("target_samples", cfg.target_samples, 1, 1000),
+        ("train_samples", cfg.train_samples, 1 if cfg.nearby_samples else 2, 1000),
+        ("nearby_samples", cfg.nearby_samples, 0, 1000), ("target_samples", cfg.target_samples, 1, 1000),
         ("act_samples", cfg.act_samples, 1, 1000), ("eval_samples", cfg.eval_samples, 1, 1000),
         ("entropy_actions", cfg.entropy_actions, 0, 1000), ("noise_share", cfg.noise_share, 1e-6, 1),
         ("actor_batch_size", cfg.actor_batch_size, 1, cfg.batch_size), ("num_envs", cfg.num_envs, 1, 10**6),

@@ -6,6 +6,7 @@ Letters: N critics, B batch, A action dims.
 
 import math
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import cast
 
@@ -13,7 +14,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from rl.algorithms.guarded_step import Total, guarded_step
+from rl.algorithms.guarded_step import Stepped, Total, guarded_step, step_with
 from rl.config import ActorReduce, AlphaOn, CriticHead, LogStdMode, NetworkNorm, SACConfig, SACOptimizer, TargetReduce
 from rl.data.replay import ReplayBatch
 from rl.models.features import Features, shift_pictures
@@ -100,6 +101,7 @@ class SAC:
             "alpha": self._optimizer([nets.log_alpha], cfg.alpha_lr, 0.0),
         }
         self._rates = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
+        self._fast, self._slow = list[Tensor](nets.critic.parameters()), list[Tensor](nets.target.parameters())
         self.updates = 0
         self._losses = self._critic_loss, self._actor_loss
         if cfg.compile:
@@ -156,7 +158,7 @@ class SAC:
             )
             alpha = nets.log_alpha.exp()
         rows, (critic_loss, actor_loss) = len(batch.reward), self._losses
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        with self._precision():
             loss, log_prob, metrics = critic_loss(
                 now, batch.action, batch.reward * cfg.reward_scale, batch.discount, after, alpha, self._noise(rows)
             )
@@ -164,7 +166,7 @@ class SAC:
         if cfg.alpha_on is AlphaOn.next:
             metrics |= self._alpha_step(log_prob)
         if self.updates % cfg.policy_delay == 0:
-            with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            with self._precision():
                 loss, log_prob = actor_loss(now, alpha, self._noise(rows))
             metrics |= self._step("actor", loss) | {"entropy": -log_prob.mean()}
             if cfg.alpha_on is AlphaOn.current:
@@ -202,21 +204,28 @@ class SAC:
         q = q_NB.amin(0) if self.cfg.actor_reduce is ActorReduce.min else q_NB.mean(0)
         return (alpha * log_prob - q).mean(), log_prob.detach()
 
+    def _precision(self) -> AbstractContextManager[object]:
+        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
+
     def _alpha_step(self, log_prob: Tensor) -> dict[str, Tensor]:
-        """Gradient of -log_alpha * mean(log_prob + target entropy)."""
-        error = (log_prob + self.target_entropy).mean()
-        loss = -self.networks.log_alpha * error
-        return self._step("alpha", loss)
+        """The loss is -log_alpha * mean(log_prob + target entropy)."""
+        gradient = -(log_prob.mean() + self.target_entropy)
+        loss = self.networks.log_alpha.detach() * gradient
+        return self._stepped(
+            "alpha", loss, step_with(self.optimizers["alpha"], (gradient,), 0.0, self._total, self.world_size)
+        )
 
     def _step(self, name: str, loss: Tensor) -> dict[str, Tensor]:
-        max_norm = 0.0 if name == "alpha" else self.cfg.max_grad_norm
-        norm, finite = guarded_step(self.optimizers[name], loss, max_norm, self._total, self.world_size)
-        return {f"{name}_loss": loss.detach(), f"{name}_grad_norm": norm, f"finite_{name}": finite}
+        stepped = guarded_step(self.optimizers[name], loss, self.cfg.max_grad_norm, self._total, self.world_size)
+        return self._stepped(name, loss.detach(), stepped)
+
+    @staticmethod
+    def _stepped(name: str, loss: Tensor, stepped: Stepped) -> dict[str, Tensor]:
+        return {f"{name}_loss": loss, f"{name}_grad_norm": stepped.norm, f"finite_{name}": stepped.finite}
 
     @torch.no_grad()
     def _move_target(self) -> None:
-        online, target = self.networks.critic.parameters(), self.networks.target.parameters()
-        torch._foreach_lerp_(list(target), list(online), self.cfg.tau)
+        torch._foreach_lerp_(self._slow, self._fast, self.cfg.tau)
 
     def advice(self, metrics: dict[str, float]) -> str | None:
         """What is wrong with the atoms for the returns that were seen (means of `update`), or None."""

@@ -33,11 +33,13 @@ class AdversarialReplayConfig:
 
 @dataclass
 class HeldOutConfig:
-    """Fixed suites: random actions, the explorer of phase 2, the current one, random actions, turned to a noisy screen."""
+    """Fixed suites: random actions, the explorer of phase 2, the current one, random actions facing a noisy screen."""
 
     every: int = 5  # iterations
     episodes: int = 4  # of each suite and process
     seed: int = 2 * HELD_OUT_SEED  # of scenes neither trained on nor used by `train.sh evaluate`
+    # Examinations in a row for which the explorer waits when the world model got no better on random and past together.
+    max_wait: int = 1
     max_regression: float = 0.05  # of the loss on the random suite, against its best: the world model is rolled back
 
 
@@ -100,6 +102,7 @@ def check_adversarial(a: AdversarialConfig) -> None:
         ("replay.past_episodes", r.past_episodes, 1), ("replay.adversarial_episodes", r.adversarial_episodes, 1),
         ("replay.initial_random_rounds", r.initial_random_rounds, 1), ("replay.random_rounds", r.random_rounds, 0),
         ("replay.past_rounds", r.past_rounds, 0), ("held_out.every", h.every, 1), ("held_out.episodes", h.episodes, 1),
+        ("held_out.max_wait", h.max_wait, 0),
     ]:  # fmt: skip
         if count < least:
             raise ValueError(f"adversarial.{name} is {count}; it must be at least {least}")

@@ -39,6 +39,12 @@ class DiffusionConfig(OffPolicyConfig):
     train_samples: int = (
         16  # actions drawn for each of these states; the best one is learned, weighted by its advantage
     )
+    # Besides each of these drawn actions, so many with Gaussian noise compete; 0: published QVPO.
+    nearby_samples: int = 0
+    nearby_noise: float = (
+        0.2  # standard deviation (actions in [-1, 1]); falls with `noise` down to `nearby_noise_final`
+    )
+    nearby_noise_final: float = 0.05
     act_samples: int = 4  # when exploring: the best of so many
     eval_samples: int = 32  # when evaluated: the best of so many
     # Uniform actions are learned with this share of the weight, falling linearly over the run.

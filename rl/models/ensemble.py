@@ -20,29 +20,32 @@ class _EnsembleProduct(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight_NIO: Tensor, bias_N1O: Tensor) -> Tensor:
         """x (B, I), shared, or (N, B, I)."""
         ctx.save_for_backward(x, weight_NIO)
-        members = range(len(weight_NIO))
-        return torch.stack([product(x if x.dim() == 2 else x[n], weight_NIO[n].t(), bias_N1O[n, 0]) for n in members])
+        members = zip(rows(x, len(weight_NIO)), weight_NIO.mT.unbind(), bias_N1O.squeeze(1).unbind(), strict=True)
+        return torch.stack([product(*m) for m in members])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (g,) = grads
         x, weight = ctx.saved_tensors
-        members = range(len(weight))
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = torch.stack([product(g[n], weight[n]) for n in members])
+            grad_x = torch.stack([product(*m) for m in zip(g.unbind(), weight.unbind(), strict=True)])
             if x.dim() == 2:
                 grad_x = grad_x.sum(0)
         if ctx.needs_input_grad[1]:
-            rows = [x if x.dim() == 2 else x[n] for n in members]
-            # The smaller side second: oneDNN splits its work over the rows of the first.
-            if x.shape[-1] <= g.shape[-1]:
-                grad_weight = torch.stack([product(rows[n].t(), g[n].t()) for n in members])
+            sides = rows(x.mT, len(weight)), g.mT.unbind()
+            if x.shape[-1] <= g.shape[-1]:  # oneDNN splits its work over the rows of the first
+                grad_weight = torch.stack([product(*m) for m in zip(*sides, strict=True)])
             else:
-                grad_weight = torch.stack([product(g[n].t(), rows[n].t()).t() for n in members])
+                grad_weight = torch.stack([product(*m) for m in zip(*reversed(sides), strict=True)]).mT.contiguous()
         if ctx.needs_input_grad[2]:
             grad_bias = g.sum(1, keepdim=True)
         return grad_x, grad_weight, grad_bias
+
+
+def rows(x: Tensor, members: int) -> tuple[Tensor, ...]:
+    """What each member sees of a shared matrix or of N."""
+    return (x,) * members if x.dim() == 2 else x.unbind()
 
 
 class EnsembleLinear(nn.Module):

@@ -15,6 +15,8 @@ AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if x.shape[0] == 1 or weight.shape[0] == 1:  # matrix times vector: limited by memory, and MKL starts sooner
+        return F.linear(x, weight, bias)
     result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return result
 
@@ -36,9 +38,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def usable(x: Tensor) -> bool:
     """Whether the operands, of which x (..., K) is one, are what oneDNN's product is for."""
     return (
-        AVAILABLE and x.device.type == "cpu" and x.dtype is torch.float32 and x.numel() > 0
-        and not torch.is_autocast_enabled("cpu") and not torch.compiler.is_exporting()
-        and not torch.jit.is_tracing() and not torch.jit.is_scripting()
+        not torch.jit.is_tracing() and not torch.jit.is_scripting() and not torch.compiler.is_exporting()
+        and AVAILABLE and x.device.type == "cpu" and x.dtype is torch.float32 and x.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
     )  # fmt: skip
 
 

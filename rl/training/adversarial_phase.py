@@ -22,6 +22,7 @@ from rl.training import collapse, teacher_media
 from rl.training.checkpoint import CheckpointState, LoadedCheckpoint
 from rl.training.collector import RandomActions
 from rl.training.explorer_acting import ExplorerActions
+from rl.training.explorer_gate import Gate
 from rl.training.explorer_player import ExplorerPlayer
 from rl.training.held_out_suites import HeldOutSuites
 from rl.training.parallel_utils import ParallelContext
@@ -58,6 +59,8 @@ class AdversarialPhase:
         self.rounds_per_iteration = cfg.student.episodes_per_iteration + a.replay.random_rounds + a.replay.past_rounds
         self.iteration = 0  # the running one
         self.done = 0  # its updates
+        self.gate = Gate(a.held_out.max_wait)
+        self.explorer_waits = False  # in the running iteration
         self.student: dict[str, Any] = {}  # origin of the explorer
         self.shown: tuple[EpisodeRecord, int] | None = None
 
@@ -78,7 +81,9 @@ class AdversarialPhase:
     def trains(self, player: Player) -> bool:
         """In the running iteration."""
         a = self.cfg.adversarial
-        return self.iteration >= a.warmup_iterations or a.warmup_player is player
+        if self.iteration < a.warmup_iterations:
+            return a.warmup_player is player
+        return player is Player.world_model or not self.explorer_waits
 
     @property
     def updates_per_iteration(self) -> int:
@@ -92,7 +97,7 @@ class AdversarialPhase:
     # --- collection ------------------------------------------------------------------------------------------------
 
     def collect(self, step: int) -> dict[str, float]:
-        self.iteration, self.done = step, 0
+        self.iteration, self.done, self.explorer_waits = step, 0, self.gate.closed
         r, start, steps = self.cfg.adversarial.replay, time.monotonic(), 0
         self.world_model.model.wrapped.eval()
         line: dict[str, float] = {}
@@ -205,8 +210,9 @@ class AdversarialPhase:
     def _examine(self) -> dict[str, float]:
         """Collective. The held-out suites; on a regression the world model goes back."""
         line = self.held_out.evaluate()
+        self.gate.judge(line["held_out_random_loss"] + line["held_out_past_loss"])
         line["held_out_regressed"] = float(self.world_model.judge(line["held_out_random_loss"]))
-        return line
+        return line | {"explorer_waits": float(self.gate.closed)}
 
     # --- checkpoints and pictures ----------------------------------------------------------------------------------
 
@@ -224,7 +230,7 @@ class AdversarialPhase:
         state = self.explorer.checkpoint()
         state.training["adversarial"] = {
             "world_model": self.world_model.state_dict(), "explorer": self.explorer.player_state(),
-            "student": self.student,
+            "student": self.student, "gate": self.gate.state_dict(), "explorer_waits": self.explorer_waits,
         }  # fmt: skip
         state.per_rank = {"generator": self.generator.get_state()}
         state.rank_files = {"replay": self.replay.state_dict(), "held_out": self.held_out.state_dict()}
@@ -237,7 +243,8 @@ class AdversarialPhase:
         game = saved.training["adversarial"]
         self.world_model.load_state_dict(game["world_model"])
         self.explorer.load_player_state(game["explorer"])
-        self.student = game["student"]
+        self.student, self.explorer_waits = game["student"], game["explorer_waits"]
+        self.gate.load_state_dict(game["gate"])
         replay = saved.rank_file("replay")
         if replay is not None and saved.per_rank is not None:
             self.replay.load_state_dict(replay)

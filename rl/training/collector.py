@@ -103,19 +103,15 @@ class EpisodeCollector:
             self._infos = infos
         self.episode += 1
         head, wrist, wrist_vlm, states = (np.stack([f[i] for f in frames], 1) for i in range(4))
+        taken = np.stack(actions, 1)
+        known = {k: np.stack([f[k] for f in facts], 1) for k in facts[0]}
         return [
             EpisodeRecord(
-                head[e],
-                wrist[e],
-                wrist_vlm[e],
-                states[e],
-                np.stack([a[e] for a in actions]),
-                e,
-                self.episode - 1,
-                SceneTrace(*(np.stack([f[k][e] for f in facts]) for k in _FACTS)) if self.scene_facts else None,
-            )  # fmt: skip
+                head[e], wrist[e], wrist_vlm[e], states[e], taken[e], e, self.episode - 1,
+                SceneTrace(**{k: v[e] for k, v in known.items()}) if known else None,
+            )
             for e in range(self.num_envs)
-        ]
+        ]  # fmt: skip
 
     def _frame(self, obs: dict[str, npt.NDArray[Any]], infos: dict[str, Any]) -> tuple[npt.NDArray[Any], ...]:
         """Head (E, vlm, vlm, 3), wrist (E, wm, wm, 3), wrist (E, vlm, vlm, 3) and state (E, S); copies.

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rl.config import HELD_OUT_SEED
 from rl.suppress_logs import suppress_logs
 from rl.training import cli, provenance
 from rl.training.atomic_io import write_atomic
@@ -30,7 +31,8 @@ def evaluate(args: cli.Args, ctx: ParallelContext) -> dict[str, Any]:
     measurement = Measurement(run, actor, acting, ctx)
     result = measurement.all(teacher)
     data = {
-        "phase": run.phase, "checkpoint": run.saved.path.name, "weights": weights_of(run.saved), "actor": weights_of(actor.saved),
+        "phase": run.phase, "checkpoint": run.saved.path.name, "weights": weights_of(run.saved),
+        "actor": weights_of(actor.saved),
         "teacher": None if teacher is None else weights_of(teacher.saved), "seed": e.seed,
         "steps_per_episode": run.cfg.training.steps_per_episode,
         "command": "python -m rl.training.evaluate_rl " + shlex.join(provenance.redact(sys.argv[1:])),
@@ -74,6 +76,9 @@ def write(path: Path, result: Result, data: dict[str, Any]) -> None:
 
 def check(args: cli.Args) -> None:
     """Raises ValueError for what can be refused at once."""
+    seed = args.config.evaluation.seed
+    if seed < HELD_OUT_SEED:
+        raise ValueError(f"evaluation.seed is {seed}; held-out seeds begin at {HELD_OUT_SEED}")
     if args.config.evaluation.video and args.json is None:
         raise ValueError("--video needs --json FILE: videos are written beside it")
     if args.json is not None and args.json.suffix != ".json":

@@ -48,11 +48,12 @@ def prefer_small_machine(cfg: Config, run: str) -> None:
     """Where the network is small, observations are numbers and environments are few: the CPU instead of `auto`, and
     one thread instead of all cores (more cost more in waiting than they give)."""
     task = rl_config.task_of(cfg, run)
-    if task in registry.PIXEL_TASKS or rl_config.policy_run(cfg, run).algorithm == "DIT":
+    if task in registry.PIXEL_TASKS:
         return
-    if cfg.training.device == "auto" and num_envs(cfg, run) < MIN_GPU_ENVS:
+    transformer = rl_config.policy_run(cfg, run).algorithm == "DIT"
+    if cfg.training.device == "auto" and num_envs(cfg, run) < MIN_GPU_ENVS and not transformer:
         cfg.training.device = "cpu"
-    if cfg.training.device == "cpu" and cfg.training.num_threads == 0:
+    if cfg.training.num_threads == 0:  # counts on the CPU only
         cfg.training.num_threads = 1
 
 

@@ -60,7 +60,7 @@ class WorldModelPlayer:
         a = cfg.adversarial
         self.cfg, self.model, self.replay, self.ctx, self.generator = cfg, model, replay, ctx, generator
         self.parameters = trained(model.policy)
-        self.learner = WorldModelUpdate(cfg, model, data, replay.buffer, ctx, generator)
+        self.learner = WorldModelUpdate(cfg, model, data, replay.buffer, ctx, generator, replay.sample)
         horizon = a.schedule_iterations or a.total_iterations
         self.schedule = setup_scheduler(model.optimizer, "cosine", horizon, a.wm_min_learning_rate, a.wm_warmup_updates)
         self.updates = 0

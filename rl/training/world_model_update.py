@@ -20,6 +20,7 @@ from rl.training.world_model_data import WorldModelData, initial_memory
 from rl.training.world_model_metrics import window_metrics
 
 Sampler = Callable[[], WindowIndex]
+Draw = Callable[[int, int, int, torch.Generator], WindowIndex]  # batch, length, burn-in, generator
 Seen = Callable[[WindowIndex, dict[str, Any]], None]  # windows and what the forward made of their trained steps
 
 
@@ -37,11 +38,13 @@ class WorldModelUpdate:
 
     def __init__(
         self, cfg: Config, model: Model, data: WorldModelData, buffer: EpisodeBuffer, ctx: ParallelContext,
-        generator: torch.Generator,
+        generator: torch.Generator, draw: Draw | None = None,
     ) -> None:  # fmt: skip
-        """generator: draws views, hidden actions and the single steps of the latent head."""
+        """generator: draws views, hidden actions and the single steps of the latent head; those by `draw`, default
+        uniformly from the buffer."""
         self.cfg, self.model, self.data, self.buffer, self.ctx = cfg, model, data, buffer, ctx
         self.generator = generator
+        self.draw = buffer.sample if draw is None else draw
         self.windows: dict[str, Tensor] = {}  # of the last micro-batch, for inspection
 
     def gradients(self, sample: Sampler, seen: Seen | None = None) -> Gradients:
@@ -117,7 +120,7 @@ class WorldModelUpdate:
         size = self.cfg.teacher.latent_batch_size
         if size == 0 or not self.model.policy.cfg.world_model.latent_head:
             return None
-        windows = self.buffer.gather(self.buffer.sample(size, 1, 0, self.generator))
+        windows = self.buffer.gather(self.draw(size, 1, 0, self.generator))
         known = torch.rand(size, 1, generator=self.generator) >= self.cfg.teacher.action_dropout
         batch = self.data.batch(windows, torch.ones(size, dtype=torch.bool), known)
         return batch, initial_memory(windows, self.ctx.device)

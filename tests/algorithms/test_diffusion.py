@@ -136,6 +136,20 @@ def test_exploration_noise_falls_over_its_share_of_the_run() -> None:
     assert spreads == pytest.approx([0.4, 0.25, 0.1, 0.1], rel=0.05)
 
 
+def test_actions_near_the_drawn_ones_compete_at_a_distance_that_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise 0.2 to 0.05 over half of the run; none of them leaves [-1, 1]."""
+    policy = make(train_samples=2, nearby_samples=400, nearby_noise=0.2, nearby_noise_final=0.05, noise_share=0.5)
+    drawn = torch.tensor([[[0.1, -0.2], [1.0, 0.3]]])
+    monkeypatch.setattr(policy, "_draw", lambda *_: drawn)
+    for progress, scale in [(0.0, 0.2), (0.25, 0.125), (1.0, 0.05)]:
+        policy.set_progress(progress)
+        candidates = policy._candidates(torch.zeros(1, OBS))
+        assert candidates.shape == (1, 2 + 800, ACT) and candidates.abs().max() <= 1
+        assert torch.equal(candidates[:, :2], drawn)
+        near = candidates[0, 2:402] - drawn[0, 0]
+        assert near.std().item() == pytest.approx(scale, rel=0.1)
+
+
 def test_the_policy_moves_to_where_the_critic_is_high() -> None:
     """The best action is 0.5 in both dims; a new policy draws actions at the borders, 0.8 away on average."""
     policy = make(actor_lr=3e-3, train_samples=8, ema_tau=0.1)

@@ -209,8 +209,10 @@ FAST = {"norm": NetworkNorm.layernorm, "activation": "silu", "log_std_mode": Log
 @pytest.mark.parametrize("network", [{}, C51, FAST, {**C51, **FAST}], ids=["scalar", "c51", "fast", "fast-c51"])
 def test_critics_learn_a_reward_that_depends_on_the_action_and_the_actor_finds_it(network: dict[str, Any]) -> None:
     """One-step problem: reward is -(a - 0.5)^2 summed; the best action is 0.5 in every dim."""
-    sac = make(small(network=network, actor_lr=3e-3, critic_lr=1e-2, alpha_init=0.02, target_entropy=-4.0))
-    for i in range(300):
+    cfg = small(network=network, actor_lr=3e-3, critic_lr=1e-2, alpha_init=0.02, target_entropy=-4.0)
+    cfg.network.actor_hidden = cfg.network.critic_hidden = [32, 32]
+    sac = make(cfg)
+    for i in range(400):
         b = batch(128, seed=i)
         b.reward, b.discount = -(b.action - 0.5).square().sum(1), torch.zeros(128)
         metrics = sac.update(b)

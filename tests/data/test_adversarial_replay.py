@@ -64,6 +64,11 @@ def test_the_share_of_an_empty_source_goes_to_the_others_in_proportion() -> None
     assert sources[Source.random] / sources.total() == pytest.approx(0.3 / 0.8, abs=0.01)
 
 
+def test_a_share_of_one_is_the_control_that_never_sees_the_explorer() -> None:
+    made = replay((2, 2, 2), random_share=1.0, past_share=0.0)
+    assert {s for w in draw(made, 50) for s in w.source} == {Source.random}
+
+
 def test_an_empty_replay_is_refused() -> None:
     with pytest.raises(ValueError, match="collect an episode"):
         draw(replay((0, 0, 0)), 1)

@@ -23,6 +23,7 @@ from rl.data.adversarial_replay import AdversarialReplay
 from rl.sims import make_simulator
 from rl.training.collapse import collapse_signs, token_share
 from rl.training.collector import RandomActions
+from rl.training.explorer_gate import Gate
 from rl.training.explorer_player import Leash
 from rl.training.explorer_pool import ExplorerPool
 from rl.training.explorer_setup import build_explorer
@@ -78,10 +79,10 @@ def test_the_pool_keeps_phase_two_and_the_newest_and_draws_all_of_them() -> None
         found = []
         for i in range(len(of)):
             with of.acting(i):
-                found.append(float(net.weight))
+                found.append(float(net.weight.detach()))
         return found
 
-    assert members(pool) == [0, 2, 3] and float(net.weight) == 9
+    assert members(pool) == [0, 2, 3] and float(net.weight.detach()) == 9
     again = ExplorerPool(trained(net), 2)
     again.load_state_dict(pool.state_dict())
     assert members(again) == [0, 2, 3]
@@ -201,6 +202,24 @@ def test_each_sign_is_named_and_a_healthy_game_has_none(numbers: tuple[float, fl
     (sign,) = collapse_signs(CollapseConfig(), *numbers)
     assert word in sign
     assert collapse_signs(CollapseConfig(), 0.5, 1.0, 0.3) == []
+
+
+# --- the gate --------------------------------------------------------------------------------------------------------
+
+
+def test_the_gate_closes_when_nothing_got_better_and_opens_after_its_longest_wait() -> None:
+    gate, seen = Gate(2), []
+    for loss in (5.0, 4.0, 4.0, 4.5, 4.6, 4.6, 3.0):
+        gate.judge(loss)
+        seen.append(gate.closed)
+        again = Gate(2)
+        again.load_state_dict(gate.state_dict())
+        assert (again.closed, again.before) == (gate.closed, gate.before)
+    assert seen == [False, False, True, True, False, True, False]
+    never = Gate(0)
+    for loss in (1.0, 2.0, 3.0):
+        never.judge(loss)
+        assert not never.closed
 
 
 # --- the noisy suite -------------------------------------------------------------------------------------------------

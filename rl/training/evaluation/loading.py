@@ -70,12 +70,11 @@ def phase_of(saved: SavedCheckpoint, flag: str) -> str:
     """teacher, student or adversarial, by what the checkpoint holds. Raises ValueError for anything else."""
     training = saved.read("training_state.pt", "meta")
     if "states" not in training:
-        raise ValueError(
-            f"{flag} {saved.path} is no checkpoint of teacher or student; play measures those of arm and rl"
-        )
-    if "adversarial" in training:  # which holds an explorer, too
-        return "adversarial"
-    return "student" if "explorer" in training else "teacher"
+        raise ValueError(f"{flag} {saved.path} is of none of the three phases; play measures those of arm and rl")
+    for phase, mark in [("adversarial", "adversarial"), ("student", "explorer")]:
+        if mark in training:
+            return phase
+    return "teacher"
 
 
 def action_mask(cfg: rl_config.Config, arch: F1Config) -> npt.NDArray[np.bool_]:

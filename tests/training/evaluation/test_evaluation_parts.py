@@ -1,14 +1,18 @@
 """Acting, scoring, probing and colouring as evaluation uses them, on numbers made by hand."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
-from rl.config import EvaluationConfig
+from rl.config import ActingPolicy, Config, EvaluationConfig
 from rl.data.ranking import auroc
 from rl.training.evaluation import explored, robustness, video
-from rl.training.evaluation.acting import ZeroActions
+from rl.training.evaluation.acting import ZeroActions, chosen_policy, load_explorer
 from rl.training.evaluation.frames import FrameScores
+from rl.training.evaluation.loading import phase_of
 from rl.types import EpisodeRecord, SceneTrace
 
 QUICK = EvaluationConfig(bootstrap_samples=50)
@@ -108,6 +112,33 @@ def test_means_are_by_episode() -> None:
     assert [r["frame/nll"] for r in rows] == [2.0, 6.0] and set(rows[0]) == {
         "frame/nll", "frame/divergence", "frame/disagreement",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("training", "phase"),
+    [
+        ({"states": 0}, "teacher"),
+        ({"states": 0, "explorer": 0}, "student"),
+        ({"states": 0, "explorer": 0, "adversarial": 0}, "adversarial"),
+    ],
+)
+def test_a_checkpoint_tells_its_phase(training: dict[str, int], phase: str) -> None:
+    saved: Any = SimpleNamespace(read=lambda name, device: training, path="run/checkpoint-1")
+    assert phase_of(saved, "--checkpoint") == phase
+    del training["states"]
+    with pytest.raises(ValueError, match="--checkpoint run/checkpoint-1 is of none of the three phases"):
+        phase_of(saved, "--checkpoint")
+
+
+def test_the_explorer_acts_where_there_is_one_unless_told_otherwise() -> None:
+    teacher: Any = SimpleNamespace(explorer=None, phase="teacher", saved=SimpleNamespace(path="t"))
+    student: Any = SimpleNamespace(explorer="yes")
+    cfg = Config()
+    assert chosen_policy(cfg, teacher) is ActingPolicy.random and chosen_policy(cfg, student) is ActingPolicy.explorer
+    cfg.evaluation.policy = ActingPolicy.zero
+    assert chosen_policy(cfg, student) is ActingPolicy.zero
+    with pytest.raises(ValueError, match="--policy explorer: t is of phase teacher and has no explorer"):
+        load_explorer(teacher, 0, None)  # type: ignore[arg-type]
 
 
 def test_an_arm_that_stands_still_has_zero_actions() -> None:

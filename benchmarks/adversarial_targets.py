@@ -1,0 +1,122 @@
+"""Does phase 3 pay? `python -m benchmarks.adversarial_targets --teacher DIR --student DIR [--seeds N]`.
+
+For each seed the game, and a control: as many world-model updates on as many environment steps, all of them random.
+Both world models are then compared on the same held-out episodes, of the game's explorer and of random actions. Runs
+continue where they were stopped, so the command can be stopped and given again. Writes
+docs/results/adversarial_targets.{md,json}.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rl.config import Config
+from rl.training.provenance import machine
+
+REPO = Path(__file__).resolve().parents[1]
+RESULTS = REPO / "docs" / "results"
+WORST, ALL = "robust/nll_worst_frames", "frame/nll"
+SIGNS = ("action_std", "reward_std", "token_top_share")
+
+
+def start(module: str, *arguments: str) -> None:
+    print("---", module, *arguments, flush=True)
+    done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=REPO, check=False)
+    if done.returncode != 0:
+        raise SystemExit(done.returncode)
+
+
+def train(args: argparse.Namespace, seed: int, name: str, *extra: str) -> Path:
+    directory = Path(args.runs).resolve() / f"{name}_seed{seed}"
+    start(
+        "rl.training.train_adversarial_rl", "--teacher_checkpoint", args.teacher, "--student_checkpoint", args.student,
+        "--output_dir", str(directory), "--total_iterations", str(args.iterations), "--seed", str(seed),
+        "--num_envs", str(args.num_envs), "--auto_resume", "training.save_every=5", "training.video_save_every=0",
+        "training.sample_save_every=0", *extra, *args.overrides,
+    )  # fmt: skip
+    return directory
+
+
+def control() -> list[str]:
+    """Settings of a run whose world model trains on random actions alone. The explorer still plays, for nothing."""
+    default = Config()
+    replay = default.adversarial.replay
+    rounds = replay.random_rounds + replay.past_rounds + default.student.episodes_per_iteration
+    kept = replay.random_episodes + replay.past_episodes + replay.adversarial_episodes
+    return [
+        "adversarial.replay.random_share=1", "adversarial.replay.past_share=0", "adversarial.replay.past_rounds=0",
+        f"adversarial.replay.random_rounds={rounds}", f"adversarial.replay.random_episodes={kept}",
+    ]  # fmt: skip
+
+
+def compare(args: argparse.Namespace, game: Path, other: str, against: str) -> dict[str, Any]:
+    place = game / f"against_{against}.json"
+    if not place.is_file():
+        start(
+            "rl.training.evaluate_rl", "--phase", "adversarial", "--checkpoint", str(game), "--teacher_checkpoint",
+            other, "--episodes", str(args.episodes), "--json", str(place),
+        )  # fmt: skip
+    return json.loads(place.read_text(encoding="utf-8"))["against_teacher"]
+
+
+def signs(game: Path) -> dict[str, list[float]]:
+    """Smallest and largest of each sign of a collapse over the run."""
+    lines = [json.loads(x) for x in (game / "episode_metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    columns = {s: [line[f"adversarial/{s}"] for line in lines] for s in SIGNS}
+    return {s: [min(v), max(v)] for s, v in columns.items()}
+
+
+def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
+    out = [
+        f"# Phase 3 after {args.iterations} iterations",
+        "",
+        f"Ratios of loss (game / other; below 1 the game's world model is better) on {args.episodes} held-out "
+        "episodes, 95 % interval over episodes. `control`: equal updates and environment steps, random actions only. "
+        f"Machine: {machine()}.",
+        "",
+        "| seed | against | explorer's states, worst tenth | explorer's states | random states | signs of a collapse |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        for against in ("control", "teacher"):
+            c = row[against]
+            cells = [c["explorer"][WORST], c["explorer"][ALL], c["random"][ALL]]
+            said = [f"{x['ratio']['mean']:.3f} [{x['ratio']['low']:.3f}, {x['ratio']['high']:.3f}]" for x in cells]
+            told = "; ".join(f"{k} {low:.2g} to {high:.2g}" for k, (low, high) in row["signs"].items())
+            out.append(f"| {row['seed']} | {against} | {' | '.join(said)} | {told} |")
+    return "\n".join(out) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--student", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--num_envs", type=int, default=2)
+    parser.add_argument("--episodes", type=int, default=20)
+    parser.add_argument("--runs", default="outputs/adversarial_targets")
+    parser.add_argument("overrides", nargs="*", help="block.key=value for every run")
+    args = parser.parse_args()
+    rows = []
+    for seed in range(args.seeds):
+        game, other = train(args, seed, "game"), train(args, seed, "control", *control())
+        rows.append(
+            {
+                "seed": seed, "signs": signs(game), "control": compare(args, game, str(other), "control"),
+                "teacher": compare(args, game, args.teacher, "teacher"),
+            }
+        )  # fmt: skip
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        data = {"command": vars(args), "machine": machine(), "runs": rows}
+        (RESULTS / "adversarial_targets.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        text = table(rows, args)
+        (RESULTS / "adversarial_targets.md").write_text(text, encoding="utf-8")
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
