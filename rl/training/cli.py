@@ -19,6 +19,7 @@ from f1_vla.config import F1Config
 from rl import config as rl_config
 from rl.training.cli_flags import EXAMPLES, FLAGS, PHASES, flags_of
 from rl.training.errors import EXIT_CRASH, EXIT_OK, CollectiveError, NumericalError, Preempted, exit_code_of
+from rl.training.process_end import end_process
 from rl.training.run_dir import ResumeMode
 
 POLICY_RUNS = ("arm", "rl")  # their presets enter between file and overrides
@@ -206,7 +207,7 @@ def run_main(phase: str, fn: Callable[[Args], int | None], argv: Sequence[str] |
     finally:
         if os.environ.get("LOCAL_RANK", "0") == "0" and EXIT_CODE_FILE in os.environ:
             Path(os.environ[EXIT_CODE_FILE]).write_text(f"{code}\n", encoding="utf-8")
-    sys.exit(code)
+    end_process(code)
 
 
 def _say(line: str, rank: int, everywhere: bool) -> None:

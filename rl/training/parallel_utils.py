@@ -21,15 +21,12 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import nn
 
 from rl.config import TrainingConfig
+from rl.training import process_end
 from rl.training.seeds import seed_for
 
 __all__ = ["ParallelContext", "RankMismatchError", "parameter_hash", "seed_for"]
 
 T = TypeVar("T")
-# Groups that were left, kept alive until the interpreter ends. Gloo's worker thread frees a finished operation under
-# the group's lock and needs the GIL for it; the group's destructor takes the same lock while holding the GIL. Freed
-# right after the last collective (with the DDP wrapper that owns the group), the two wait for each other for ever.
-_LEFT_GROUPS: list[Any] = []
 DEFAULT_TIMEOUT_S = 600.0  # a collective that waits longer raises instead of hanging for ever
 
 
@@ -108,7 +105,7 @@ class ParallelContext:
     def close(self) -> None:
         """Leaves the group, so that a later `create` in the same process starts afresh. Not a barrier."""
         if dist.is_initialized():
-            _LEFT_GROUPS.append(dist.group.WORLD)
+            process_end.keep(dist.group.WORLD)
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()

@@ -36,6 +36,7 @@ def run_ranks(
 def _main() -> None:
     from rl.config import TrainingConfig
     from rl.training.parallel_utils import ParallelContext
+    from rl.training.process_end import end_process
 
     request = json.loads(sys.argv[1])
     spec = importlib.util.spec_from_file_location("rank_functions", request["file"])
@@ -46,6 +47,7 @@ def _main() -> None:
     result = getattr(module, request["function"])(world, **request["kwargs"])
     (Path(request["results"]) / f"result_rank{world.rank}.json").write_text(json.dumps(result))
     world.close()
+    end_process(0)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ def test_a_run_writes_what_the_design_lists_and_nothing_else(straight_run: Path)
     names = {p.name for p in straight_run.iterdir()}
     assert names == {
         "config.yaml", "model_config.yaml", "provenance.jsonl", "status.json", "run.lock", "episode_metrics.jsonl",
+        "attention.json",
         "checkpoint-3", "checkpoint-6", "samples", "videos", "tensorboard", "logs",
     }  # fmt: skip
     for n in (3, 6):
