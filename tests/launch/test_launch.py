@@ -21,8 +21,14 @@ def start(
     script = f'set -euo pipefail; PYTHON_BIN="{sys.executable}"; source "{REPO}/scripts/launch.sh"; "$@"'
     command = ["bash", "-c", script, "bash", *function, str(processes), WORKER, mode, str(tmp_path)]
     return subprocess.Popen(
-        command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | env
-    )
+        command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | env,
+        preexec_fn=_as_from_a_terminal,
+    )  # fmt: skip
+
+
+def _as_from_a_terminal() -> None:
+    """A background job of a script ignores SIGINT, and so would everything it starts, these tests included."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until_ready(tmp_path: Path, processes: int, process: subprocess.Popen[str]) -> None:
