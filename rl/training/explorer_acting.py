@@ -18,7 +18,7 @@ from torch import Tensor
 
 from f1_vla.batch import F1Batch, FrameFeatures
 from f1_vla.flow_likelihood import Chain
-from f1_vla.text import build_text_tokenizer
+from f1_vla.text import encode_instruction
 from rl.models.explorer import Explorer, Prefix
 from rl.normalizers import Normalizer
 from rl.training.seeds import seed_for
@@ -71,8 +71,7 @@ class ExplorerActions:
         self.explorer, self.states, self.seed, self.rank, self.num_envs = explorer, states, seed, rank, num_envs
         self.autocast = autocast
         cfg = explorer.policy.cfg
-        words = build_text_tokenizer(cfg.text_tokenizer, cfg.tokenizer_max_length, cfg.trunk.text_vocab_size)
-        self.lang_tokens, self.lang_masks = words([instruction])
+        self.lang_tokens, self.lang_masks = encode_instruction(cfg, instruction)
         self.clock = Stopwatch()
         self.acted = ActedEpisodes()
         self._h = torch.zeros(0)

@@ -43,6 +43,21 @@ def run_phase(
     setup_sapien_gpu()
     suppress_logs()
     ctx = ParallelContext.create(cfg.training)
+    try:
+        _run(args, build, total, ctx, stop, pace, finish)
+    except BaseException:
+        ctx.abandon()  # a broken group must not be waited for
+        raise
+    ctx.barrier()  # together, so that no rank leaves a peer behind
+    ctx.close()
+
+
+def _run(
+    args: cli.Args, build: Callable[[cli.Args, ParallelContext], ClosablePhase], total: int, ctx: ParallelContext,
+    stop: StopFlag, pace: Pace | None, finish: Callable[[Any, RunDir], None] | None,
+) -> None:  # fmt: skip
+    """Collective. The run, inside its group."""
+    cfg = args.config
     arch = None if args.phase in cli.POLICY_RUNS else args.arch  # arm and rl have no F1 model
     run = RunDir.open(args.output_dir, args.phase, cfg, arch, ctx, args.resume, args.resume_path, args.overwrite)
     with run:
@@ -72,6 +87,3 @@ def run_phase(
             loop.run()
             if finish is not None:
                 finish(phase, run)
-    # Not after a failure: a broken group must not be waited for. Together, so that no rank leaves a peer behind.
-    ctx.barrier()
-    ctx.close()

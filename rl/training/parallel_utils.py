@@ -102,6 +102,11 @@ class ParallelContext:
             torch.set_num_threads(threads)
         return cls(accelerator)
 
+    def abandon(self) -> None:
+        """After a failure: waits for nobody; the process then ends without freeing the group (`process_end`)."""
+        if dist.is_initialized():
+            process_end.keep(dist.group.WORLD)
+
     def close(self) -> None:
         """Leaves the group, so that a later `create` in the same process starts afresh. Not a barrier."""
         if dist.is_initialized():

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from rl.config import TrainingConfig
-from rl.training import rng
+from rl.training import process_end, rng
 from rl.training.parallel_utils import ParallelContext, RankMismatchError, parameter_hash
 
 
@@ -67,3 +67,10 @@ def leave_groups(world: ParallelContext, ports: list[int]) -> int:
         context.close()
         del model
     return len(ports)
+
+
+def abandon(world: ParallelContext) -> list[bool]:
+    """Whether a rank that fails keeps its group, so that its process ends without freeing it."""
+    before = bool(process_end._left)
+    world.abandon()
+    return [before, bool(process_end._left)]

@@ -108,3 +108,7 @@ def test_ranks_that_leave_right_after_a_collective_do_not_wait_for_ever(tmp_path
         sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(8)]
         ports = [s.getsockname()[1] for s in sockets]
     assert run_ranks(parallel_cases.leave_groups, 2, tmp_path, ports=ports) == [8, 8]
+
+
+def test_a_rank_that_stops_early_keeps_its_group_until_the_process_is_gone(tmp_path: Path) -> None:
+    assert run_ranks(parallel_cases.abandon, 2, tmp_path) == [[False, True]] * 2
