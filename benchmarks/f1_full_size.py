@@ -24,14 +24,12 @@ from f1_vla.denoise import Denoiser
 from f1_vla.loading import empty_policy
 from f1_vla.lora import Role
 from f1_vla.policy import F1Policy
+from kernels.clock import Rates, rates
 from rl import config as rl_config
 from rl.config import Config, LoraMode, MixedPrecision
 from rl.training import plan
 from rl.training.model_setup import freeze_for_world_model, inject_adapter
 from rl.training.optim import setup_optimizer
-
-# Measured on an H200: TFLOP/s of a bfloat16 matrix product and TB/s of a copy.
-PEAK_TFLOPS, BANDWIDTH_TBS = 788.0, 4.3
 
 
 def random_policy(arch: F1Config, device: str) -> F1Policy:
@@ -62,7 +60,9 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def measure_update(policy: F1Policy, cfg: Config, arch: F1Config, device: str, repeats: int) -> dict[str, float]:
+def measure_update(
+    policy: F1Policy, cfg: Config, arch: F1Config, device: str, repeats: int, speed: Rates
+) -> dict[str, float]:
     """One update of phase 1."""
     batch, h = plan.random_batch(cfg, arch, torch.device(device)), policy.initial_memory_state(cfg.training.batch_size)
     t = cfg.training
@@ -84,7 +84,7 @@ def measure_update(policy: F1Policy, cfg: Config, arch: F1Config, device: str, r
     if device != "cpu":
         found["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
     found["planned_gb"] = plan.make_plan(cfg, arch, 1, "sdpa").device_bytes / 1e9
-    found["floor_s"] = plan.update_flops(cfg, arch) / PEAK_TFLOPS / 1e12
+    found["floor_s"] = plan.update_flops(cfg, arch) / speed.operations
     return found
 
 
@@ -92,25 +92,30 @@ def bytes_of(*modules: torch.nn.Module) -> int:
     return sum(p.numel() * p.element_size() for m in modules for p in m.parameters())
 
 
-def sampling_floor(policy: F1Policy, arch: F1Config, rows: int) -> float:
+def numbers_of(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def sampling_floor(policy: F1Policy, arch: F1Config, rows: int, speed: Rates) -> float:
     """Seconds: the prefix once, then one pass of the gen expert a scale and of the act expert a step."""
     trunk, streams = policy.trunk, plan.sequence(arch)
     prefix = {"und": streams["und"], "gen": arch.tokenizer.num_tokens}
-    operations = rows * sum(2 * n * bytes_of(getattr(trunk, s).layers) / 2 for s, n in prefix.items())
-    read = BANDWIDTH_TBS * 1e12
-    floor = max(operations / PEAK_TFLOPS / 1e12, bytes_of(trunk.und.layers, trunk.gen.layers) / read)
+    operations = rows * sum(2 * n * numbers_of(getattr(trunk, s).layers) for s, n in prefix.items())
+    read = speed.bytes
+    floor = max(operations / speed.operations, bytes_of(trunk.und.layers, trunk.gen.layers) / read)
     floor += (arch.world_model.foresight_scales - 1) * bytes_of(trunk.gen.layers) / read
     return floor + arch.num_denoise_steps * bytes_of(trunk.act.layers) / read
 
 
 @torch.no_grad()
 def measure_sampling(
-    policy: F1Policy, cfg: Config, arch: F1Config, device: str, rows: int, repeats: int, modes: list[DenoiseMode]
-) -> dict[str, Any]:
+    policy: F1Policy, cfg: Config, arch: F1Config, device: str, rows: int, repeats: int, modes: list[DenoiseMode],
+    speed: Rates,
+) -> dict[str, Any]:  # fmt: skip
     """Latency of one chunk of `rows` environments, features given; encoding of their pictures apart."""
     cfg.training.batch_size, cfg.training.bptt_length = rows, 1
     batch, h = plan.random_batch(cfg, arch, torch.device(device)), policy.initial_memory_state(rows)
-    found: dict[str, Any] = {"rows": rows, "floor_s": sampling_floor(policy, arch, rows)}
+    found: dict[str, Any] = {"rows": rows, "floor_s": sampling_floor(policy, arch, rows, speed)}
     for mode in modes:
         denoiser = Denoiser(policy, mode)
 
@@ -131,7 +136,8 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [
         f"# Full-size model on {result['machine']}", "",
         f"{result['model']}, random weights, torch {result['torch']}. Made by", "", f"    {result['command']}", "",
-        f"Floors assume {PEAK_TFLOPS:.0f} TFLOP/s and {BANDWIDTH_TBS} TB/s (measured on an H200).", "",
+        f"Floors: {result['matmul_tflops']:.3g} TFLOP/s of a bfloat16 matrix product and {result['copy_tbs']:.3g} TB/s "
+        "of a copy, measured in the same run.", "",
         "| update of phase 1 | |", "|---|---|", *(f"| {k} | {v:.3f} |" for k, v in update.items()), "",
         "| one action chunk | " + " | ".join(f"{r['rows']} rows" for r in result["sampling"]) + " |",
         "|---" * (1 + len(result["sampling"])) + "|",
@@ -170,12 +176,16 @@ def main(argv: list[str] | None = None) -> None:
     machine = torch.cuda.get_device_name() if args.device != "cpu" else platform.machine()
     command = "python -m benchmarks.f1_full_size " + shlex.join(sys.argv[1:] if argv is None else argv)
     result: dict[str, Any] = {"machine": machine, "torch": torch.__version__, "model": args.model_config}
+    speed = rates(args.device, torch.bfloat16)
     result |= {"command": command, "seed": args.seed}
-    result["update"] = measure_update(policy, cfg, arch, args.device, args.repeats)
+    result |= {"matmul_tflops": speed.operations / 1e12, "copy_tbs": speed.bytes / 1e12}
+    result["update"] = measure_update(policy, cfg, arch, args.device, args.repeats, speed)
     policy.eval()
     usable = [m for m in DenoiseMode if m is not DenoiseMode.cuda_graph or args.device != "cpu"]
     modes = usable if args.modes is None else [DenoiseMode(m) for m in args.modes]
-    result["sampling"] = [measure_sampling(policy, cfg, arch, args.device, n, args.repeats, modes) for n in args.rows]
+    result["sampling"] = [
+        measure_sampling(policy, cfg, arch, args.device, n, args.repeats, modes, speed) for n in args.rows
+    ]
     print(markdown(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -72,6 +72,14 @@ def look_ahead(
     )
 
 
+def scales_of(policy: F1Policy, asked: int | None, default: int) -> int:
+    """Scales to roll out. ValueError when the model has no such number."""
+    found, most = default if asked is None else asked, len(policy.cfg.tokenizer.scales)
+    if not 1 <= found <= most:
+        raise ValueError(f"num_scales is {found}; this model has 1 to {most}")
+    return found
+
+
 class HasCache(Protocol):
     """What an action suffix runs on: a `Foresight`, or a stored prefix."""
 
@@ -197,9 +205,13 @@ def sample_actions(
     denoiser: runs the loop another way than step by step; the result is the same.
     """
     batch = batch.hide_current_action()
-    num_scales = policy.cfg.world_model.foresight_scales if num_scales is None else num_scales
+    num_scales = scales_of(policy, num_scales, policy.cfg.world_model.foresight_scales)
     steps = policy.cfg.num_denoise_steps if num_steps is None else num_steps
     shape = (batch.size, policy.cfg.chunk_size, policy.cfg.max_action_dim)
+    if steps < 1:
+        raise ValueError(f"num_steps is {steps}; the Euler loop takes at least 1 step")
+    if noise is not None and tuple(noise.shape) != shape:
+        raise ValueError(f"noise is {tuple(noise.shape)}, this batch and model take {shape}")
     x, state = torch.randn(shape, device=policy.device) if noise is None else noise, batch.state[:, 0]
     if denoiser is None:
         foresight = look_ahead(policy, batch, h, num_scales, sampling or Sampling())
@@ -221,7 +233,7 @@ def predict_images(
     policy: F1Policy, batch: F1Batch, h: Tensor, sampling: Sampling | None = None, num_scales: int | None = None
 ) -> dict[str, Any]:
     """Rolls out the next frame and decodes it: images (B, 3, S, S) in [-1, 1]."""
-    num_scales = len(policy.cfg.tokenizer.scales) if num_scales is None else num_scales
+    num_scales = scales_of(policy, num_scales, len(policy.cfg.tokenizer.scales))
     foresight = look_ahead(policy, batch, h, num_scales, sampling or Sampling())
     with torch.no_grad(), torch.autocast(policy.device.type, enabled=False):
         images = policy.tokenizer.decode(foresight.fhat)

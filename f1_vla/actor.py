@@ -44,6 +44,10 @@ class Actor:
         for name, (value, most) in limits.items():
             if not 1 <= value <= most:
                 raise ValueError(f"Actor: {name} is {value}; this model allows 1 to {most}")
+        if num_steps is not None and num_steps < 1:
+            raise ValueError(f"Actor: num_steps is {num_steps}; the Euler loop takes at least 1 step")
+        if precision not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"Actor: precision is {precision}; use torch.float32 or torch.bfloat16")
         self.policy, self.execute, self.action_dim, self.precision = policy, execute, action_dim, precision
         self.options: dict[str, Any] = {
             "sampling": sampling or Sampling(),
@@ -69,6 +73,8 @@ class Actor:
         Samples chunks for the rows whose queue is empty, one forward for all of them; the others only carry their
         memory on. noise (B, Q, A): start of the Euler steps, else standard normal.
         """
+        if batch.size != len(self.next):
+            raise ValueError(f"select_action: the batch has {batch.size} rows, this Actor has {len(self.next)}")
         due = self.next >= self.execute
         batch = batch.hide_current_action()
         with torch.autocast(self.policy.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):

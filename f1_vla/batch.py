@@ -11,6 +11,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from f1_vla.config import F1Config
+
 
 @dataclass
 class FrameFeatures:
@@ -58,6 +60,25 @@ class F1Batch:
     def steps(self) -> int:
         """T"""
         return self.state.shape[1]
+
+    def check(self, cfg: F1Config) -> None:
+        """ValueError naming the field whose sizes are not the model's. Values are not looked at."""
+        O, L = cfg.n_obs_img_steps, cfg.tokenizer.num_tokens  # noqa: E741
+        wanted = {"state": (cfg.max_state_dim,), "actions": (O, cfg.max_action_dim), "history_ids": (O, L)}
+        for name, sizes in wanted.items():
+            found = tuple(getattr(self, name).shape)
+            if found[-len(sizes) :] != sizes:
+                last = ", ".join(map(str, sizes))
+                raise ValueError(f"F1Batch.{name} is {found}, this model takes (..., {last}); pad with zeros or cut")
+        words, most = self.lang_tokens.shape[-1], cfg.tokenizer_max_length
+        if words > most:
+            raise ValueError(
+                f"F1Batch.lang_tokens has {words} tokens, tokenizer_max_length is {most}; shorten the instruction or "
+                f"set arch.tokenizer_max_length={words}"
+            )
+        if self.lang_masks.shape != self.lang_tokens.shape:
+            found, given = tuple(self.lang_masks.shape), tuple(self.lang_tokens.shape)
+            raise ValueError(f"F1Batch.lang_masks is {found}, lang_tokens is {given}; they must agree")
 
     def _map(self, f: Callable[[str, Tensor], Tensor]) -> "F1Batch":
         changed = {x.name: f(x.name, v) for x in fields(self) if (v := getattr(self, x.name)) is not None}

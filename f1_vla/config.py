@@ -30,6 +30,14 @@ class DenoiseMode(StrEnum):
     cuda_graph = "cuda_graph"  # all steps replayed as one CUDA graph
 
 
+class HeadLoss(StrEnum):
+    """How the world model's output head and its cross entropy are computed; see f1_vla.world_model.fused_nll."""
+
+    plain = "plain"  # all logits at once
+    fused = "fused"  # PyTorch's linear cross entropy, which never holds them all (torch 2.13 or newer)
+    auto = "auto"  # fused where PyTorch has it
+
+
 @dataclass
 class ExpertConfig:
     """One stream of the joint transformer (a Gemma trunk). Depth and heads are shared, see `TrunkConfig`."""
@@ -123,6 +131,7 @@ class WorldModelConfig:
     mask_token_prob: float = 0.15
     action_conditioning: bool = True
     state_conditioning: bool = True
+    head_loss: HeadLoss = HeadLoss.plain
     # Aligned conditioning and latent regression head; not in the published model, zero effect at its default init.
     latent_head: bool = False
     latent_head_width: int = 128
@@ -185,6 +194,10 @@ class F1Config:
             )
         if self.world_model.ensemble_features < 1:
             raise ValueError(f"world_model.ensemble_features {self.world_model.ensemble_features} must be at least 1")
+        if self.world_model.latent_head and self.world_model.head_loss is HeadLoss.fused:
+            raise ValueError("world_model.head_loss=fused needs linear logits; switch latent_head off, or use auto")
+        if self.num_denoise_steps < 1:
+            raise ValueError(f"num_denoise_steps {self.num_denoise_steps} must be at least 1")
         if self.n_pred_img_steps != 1:
             raise ValueError(f"n_pred_img_steps {self.n_pred_img_steps}: the model predicts exactly 1 frame")
         if self.n_obs_img_steps != self.world_model.temporal_conv_kernel_size:

@@ -102,7 +102,8 @@ class Denoiser:
         def one(state: Tensor, x: Tensor, time: Tensor) -> Tensor:
             return velocity(self.policy, cached, state, x, time, plan)
 
-        step = torch.compile(one, backend=self.compiler, dynamic=False, fullgraph=True)
+        # Not as one full graph: the fa4 backend ends a graph at every attention.
+        step = torch.compile(one, backend=self.compiler, dynamic=False)
         return lambda noise, state: euler(lambda x, time: step(state, x, time), noise, steps)
 
     def _captured(self, cached: HasCache, plan: SuffixPlan, noise: Tensor, state: Tensor, steps: int) -> Run:

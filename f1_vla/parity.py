@@ -192,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     failed = 0
     try:
-        names = kernels.available_backends() if args.backend == "all" else (args.backend,)
+        names = kernels.available_backends(args.device) if args.backend == "all" else (args.backend,)
         for spec_file in find_fixtures(args.directory):
             for backend in names:
                 rows = check(spec_file, backend, args.device)

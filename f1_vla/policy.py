@@ -92,10 +92,12 @@ class F1Policy(nn.Module):
             write_memory once the action is known. Gives actions, chain, times, foresight.
         predict_images: rolls out the next frame (T == 1); options sampling, num_scales. Gives images, ids, logits.
         write_memory: options memory_features (from actions) and action (B, A).
-        ValueError: unknown mode, initial_memory_state None or of a wrong shape, a missing field of the batch.
+        ValueError: unknown mode, initial_memory_state None or of a wrong shape, a field of the batch that is missing or
+        of another size.
         """
         if mode not in MODES:
             raise ValueError(f"mode '{mode}' is unknown; use one of {', '.join(MODES)}")
+        batch.check(self.cfg)
         h = mem.check_state(self.cfg.memory, initial_memory_state, batch.size, f"forward(mode='{mode}')")
         if mode not in ("world_model_window", "memory_only") and batch.steps != 1:
             raise ValueError(
@@ -140,6 +142,8 @@ class F1Policy(nn.Module):
         """Tower outputs (M, N, P, Dv) of pictures as `encode_frames` takes them."""
         with torch.autocast(self.device.type, enabled=False):
             x = to_unit_float(vlm_images.to(self.device))
+            if x.ndim != 5:
+                raise ValueError(f"camera pictures must be (frames, cameras, ...), got {tuple(vlm_images.shape)}")
             return self.vision.features(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     # --- inputs of the streams ----------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ class PretrainedTokenizer:
                 "write 'bytes' or the directory of PaliGemma's tokenizer"
             )
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            self.tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as e:
             raise ValueError(
                 f"text_tokenizer '{directory}' holds no readable tokenizer ({str(e).splitlines()[0]}); it needs "

@@ -77,7 +77,8 @@ class Vision(nn.Module):
     def choose_backend(self, device: torch.device | str, dtype: torch.dtype) -> None:
         """Decides what the tower's attention takes. ValueError when the configured backend cannot run."""
         size = self.cfg.hidden_size // self.cfg.num_heads
-        self.tower.config.attention_backend = kernels.choose_backend(self.cfg.attention_backend, device, dtype, size)
+        backend = kernels.choose_backend(self.cfg.attention_backend, device, dtype, size, layout="full")
+        self.tower.config.attention_backend = backend
 
     def prepare(self, images_N3hw: Tensor) -> Tensor:
         """Pictures in [0, 1] of any size -> (N, 3, S, S) in [-1, 1]. ValueError: padding is off and sizes differ."""

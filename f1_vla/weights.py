@@ -118,6 +118,9 @@ def weight_files(path: Path) -> list[Path]:
     index = path / INDEX_FILE
     if index.is_file():
         shards = sorted({path / f for f in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        outside = [f for f in shards if f.parent != path]
+        if outside:
+            raise ValueError(f"model.checkpoint_path '{path}': {INDEX_FILE} names {outside[0]}, outside of it")
         absent = [f.name for f in shards if not f.is_file()]
         if absent:
             raise ValueError(f"model.checkpoint_path '{path}': {INDEX_FILE} names {', '.join(absent)}, absent there")

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from f1_vla.batch import F1Batch
 from f1_vla.ensemble import token_entropy
-from f1_vla.trunk import positions_of
-from f1_vla.world_model import StepContext, token_nll
+from f1_vla.trunk import mask_on, positions_of
+from f1_vla.world_model import StepContext, fused_nll, token_nll, use_fused
+from kernels import BlockMask
 
 if TYPE_CHECKING:
     from f1_vla.policy import F1Policy
@@ -57,13 +58,12 @@ def teacher_forced_window(
     block = policy.blocks(und.shape[2], M)
     gen_valid = torch.ones(B, gen.shape[2], dtype=torch.bool, device=gen.device)
     hidden, states = [], []
-    for t in range(T):
+    for t, (positions, valid, mask) in enumerate(_step_masks(block, und_valid, gen_valid)):
         h = policy.reset_memory(batch, h, t)
         h = h if memory_backprop else h.detach()
         states.append(h)
         x = policy.add_memory(gen[:, t], h)
-        valid = torch.cat([und_valid[:, t], gen_valid], 1)
-        out, _ = policy.trunk({"und": und[:, t], "gen": x}, positions_of(valid), block, valid)
+        out, _ = policy.trunk({"und": und[:, t], "gen": x}, positions, block, valid, mask=mask)
         hidden.append(out["gen"][:, L - 1 :])
         features = policy.pool(out["und"], und_valid[:, t], out["gen"][:, :L])
         h = policy.write_memory(h, features, batch.actions[:, t, -1], batch, t)
@@ -71,17 +71,22 @@ def teacher_forced_window(
     read = torch.stack(states, 2)  # (num_layers, B, T, hidden)
     if look is not None:
         context.aligned = look.predicts(policy.predict_latent(look, read.flatten(1, 2)))
-    outputs = torch.stack(hidden, 1).flatten(0, 1)
-    logits = wm.head(outputs, target_var, 0, context)
-    result = _window_result(policy, batch, logits, targets[..., :M], h, return_logits)
+    outputs, wanted = torch.stack(hidden, 1).flatten(0, 1), targets[..., :M]
+    logits = None
+    if return_logits or uncertainty or not use_fused(policy.cfg.world_model):
+        logits = wm.head(outputs, target_var, 0, context)
+        nll = token_nll(logits, wanted.flatten(0, 1))
+        correct = logits.detach().argmax(-1) == wanted.flatten(0, 1)
+    else:
+        nll, correct = fused_nll(wm, outputs, wanted.flatten(0, 1))
+    result = _window_result(policy, batch, nll.view(B, T, M), correct.view(B, T, M), h)
+    if return_logits:
+        assert logits is not None
+        result["logits"] = logits.unflatten(0, (B, T))
     if wm.ensemble is not None and batch.bootstrap is not None:
-        # Neighbouring steps are nearly the same sample: first and last of a window do, at a fraction of the cost.
-        ends = [0] if T == 1 else [0, T - 1]
-        weight = (result["valid"][:, ends, None] & batch.bootstrap[:, None]).flatten(0, 1)
-        per_step = (outputs.unflatten(0, (B, T)), logits.unflatten(0, (B, T)), targets[..., :M])
-        x, base, target = (p[:, ends].flatten(0, 1) for p in per_step)
-        result["ensemble_loss"] = wm.ensemble.loss(x, base, target, weight)
+        result["ensemble_loss"] = _ensemble_loss(policy, outputs, logits, wanted, result["valid"], batch.bootstrap)
     if uncertainty:
+        assert logits is not None
         result["entropy"] = token_entropy(logits.detach().softmax(-1)).unflatten(0, (B, T))
         if wm.ensemble is not None:
             result["disagreement"] = wm.ensemble.disagreement(outputs, logits).unflatten(0, (B, T))
@@ -93,6 +98,21 @@ def teacher_forced_window(
         if latent_batch is not None:
             result["latent_loss"] = 0.5 * (result["latent_loss"] + _single_step_latent_loss(policy, *latent_batch))
     return result
+
+
+def _step_masks(block: Tensor, und_valid: Tensor, gen_valid: Tensor) -> list[tuple[Tensor, Tensor, BlockMask]]:
+    """(positions, valid, mask) of every step of a window; one object for all steps when they see the same tokens, as
+    nearly always: what attention derives from a mask costs a wait for the device.
+
+    block int32 (1, L), und_valid bool (B, T, Su), gen_valid bool (B, L - Su).
+    """
+    T = und_valid.shape[1]
+    same = T > 1 and bool((und_valid == und_valid[:, :1]).all())
+    found = []
+    for t in range(1 if same else T):
+        valid = torch.cat([und_valid[:, t], gen_valid], 1)
+        found.append((positions_of(valid), valid, mask_on(None, block, valid)))
+    return found * T if same else found
 
 
 def memory_window(policy: F1Policy, batch: F1Batch, h: Tensor) -> dict[str, Any]:
@@ -108,16 +128,34 @@ def memory_window(policy: F1Policy, batch: F1Batch, h: Tensor) -> dict[str, Any]
     block = policy.blocks(und.shape[2], 1)
     seen_gen = torch.ones(batch.size, prefix.shape[2], dtype=torch.bool, device=prefix.device)
     states = []
-    for t in range(batch.steps):
+    for t, (positions, valid, mask) in enumerate(_step_masks(block, und_valid, seen_gen)):
         h = policy.reset_memory(batch, h, t)
         states.append(h.detach())
         x = policy.add_memory(prefix[:, t], h)
-        valid = torch.cat([und_valid[:, t], seen_gen], 1)
-        out, _ = policy.trunk({"und": und[:, t], "gen": x}, positions_of(valid), block, valid)
+        out, _ = policy.trunk({"und": und[:, t], "gen": x}, positions, block, valid, mask=mask)
         h = policy.write_memory(
             h, policy.pool(out["und"], und_valid[:, t], out["gen"]), batch.actions[:, t, -1], batch, t
         )
     return {"memory_state": h, "memory_states": torch.stack(states, 2).permute(1, 2, 0, 3)}
+
+
+def _ensemble_loss(
+    policy: F1Policy, outputs: Tensor, logits: Tensor | None, targets: Tensor, valid: Tensor, bootstrap: Tensor
+) -> Tensor:
+    """Loss of the ensemble heads. outputs (B*T, M, d), logits (B*T, M, V) or None (no latent head then), targets
+    (B, T, M), valid (B, T), bootstrap (B, K)."""
+    wm, (B, T, _) = policy.world_model, targets.shape
+    assert wm.ensemble is not None
+    # Neighbouring steps are nearly the same sample: first and last of a window do, at a fraction of the cost.
+    ends = [0] if T == 1 else [0, T - 1]
+    weight = (valid[:, ends, None] & bootstrap[:, None]).flatten(0, 1)
+    x, target = outputs.unflatten(0, (B, T))[:, ends].flatten(0, 1), targets[:, ends].flatten(0, 1)
+    if logits is None:
+        with torch.no_grad():
+            base = wm.head(x, x[:0], 0, StepContext())
+    else:
+        base = logits.unflatten(0, (B, T))[:, ends].flatten(0, 1)
+    return wm.ensemble.loss(x, base, target, weight)
 
 
 def _single_step_latent_loss(policy: F1Policy, batch: F1Batch, states: Tensor) -> Tensor:
@@ -142,17 +180,14 @@ def _latent_loss(policy: F1Policy, batch: F1Batch, predicted: Tensor, valid: Ten
     return (errors * valid).sum() / valid.sum().clamp(min=1)
 
 
-def _window_result(
-    policy: F1Policy, batch: F1Batch, logits: Tensor, targets: Tensor, h: Tensor, return_logits: bool
-) -> dict[str, Any]:
-    B, T, M = targets.shape
-    nll = token_nll(logits, targets.flatten(0, 1)).view(B, T, M)
+def _window_result(policy: F1Policy, batch: F1Batch, nll: Tensor, correct: Tensor, h: Tensor) -> dict[str, Any]:
+    """nll float32 and correct bool, both (B, T, M)."""
+    B, T, _ = nll.shape
     valid = torch.ones(B, T, dtype=torch.bool, device=nll.device) if batch.valid is None else batch.valid
     weight = valid.to(nll.dtype) / valid.sum().clamp(min=1)
     loss = (nll.mean(-1) * weight).sum()
     # The last state feeds no loss of this window; naming it keeps one set of parameters with gradients for every T.
     loss = loss + 0.0 * h.sum()
-    correct = logits.detach().argmax(-1).view(B, T, M) == targets
     sizes = policy.world_model.scale_sizes[: policy.cfg.world_model.num_resolutions]
     metrics = {
         "loss": loss.detach(),
@@ -164,8 +199,6 @@ def _window_result(
     }
     result: dict[str, Any] = {"loss": loss, "memory_state": h, "nll": nll.detach(), "correct": correct, "valid": valid}
     result["metrics"] = metrics
-    if return_logits:
-        result["logits"] = logits.unflatten(0, (B, T))
     return result
 
 

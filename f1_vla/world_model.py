@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from f1_vla.config import F1Config
+from f1_vla.config import F1Config, HeadLoss, WorldModelConfig
 from f1_vla.ensemble import make_ensemble
 from f1_vla.latent_head import Aligned, LatentHead
+
+FUSED_ROWS = 2048  # rows of logits held at a time for the accuracy beside `fused_nll`
 
 
 @dataclass
@@ -164,6 +166,29 @@ def token_nll(logits_BMV: Tensor, target_BM: Tensor) -> Tensor:
     return F.cross_entropy(logits_BMV.flatten(0, 1).float(), target_BM.flatten(), reduction="none").view(
         target_BM.shape
     )
+
+
+def use_fused(cfg: WorldModelConfig) -> bool:
+    """Whether `fused_nll` computes the loss. ValueError when it is asked for and this PyTorch lacks it."""
+    there = hasattr(F, "linear_cross_entropy")
+    if cfg.head_loss is HeadLoss.fused and not there:
+        raise ValueError(
+            f"world_model.head_loss=fused needs torch 2.13 or newer, this is {torch.__version__}; use auto or plain"
+        )
+    return there and not cfg.latent_head and cfg.head_loss is not HeadLoss.plain
+
+
+def fused_nll(wm: WorldModel, hidden_NMd: Tensor, target_NM: Tensor) -> tuple[Tensor, Tensor]:
+    """(cross entropy float32, whether the likeliest token is the target, detached), both (N, M), a chunk of rows at a
+    time: the logits, V numbers a token, are computed again in the backward pass instead of kept. float32 throughout."""
+    with torch.autocast(hidden_NMd.device.type, enabled=False):
+        x, target = wm.out_norm(hidden_NMd.float()).flatten(0, 1), target_NM.flatten()
+        weight, bias = wm.out_proj.weight, wm.out_proj.bias
+        options = torch.nn.LinearCrossEntropyOptions()
+        nll = F.linear_cross_entropy(x, weight, target, linear_bias=bias, reduction="none", options=options)
+        with torch.no_grad():
+            likeliest = [F.linear(rows, weight, bias).argmax(-1) for rows in x.split(FUSED_ROWS)]
+    return nll.view(target_NM.shape), torch.cat(likeliest).view(target_NM.shape) == target_NM
 
 
 def tail_accuracy(correct_BM: Tensor, num_scales: int) -> Tensor:

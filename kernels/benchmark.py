@@ -1,8 +1,11 @@
 """Every attention backend of this machine on the same inputs: `python -m kernels.benchmark --json FILE --plot FILE`.
 
-Times are medians over interleaved rounds of one process; ratios compare medians of that run. TFLOP/s count useful work
-only: visible pairs of query and key, 4 D H a pair forward and 10 D H backward, whatever a kernel really computes.
+Times are medians over interleaved rounds of one process; ratios compare medians of that run. On CUDA they are device
+time: everything is queued before the clock starts, as in a CUDA graph. TFLOP/s count useful work only: visible pairs of
+query and key, 4 D H a pair forward and 10 D H backward, whatever a kernel really computes. The floor is that work, or
+reading and writing every tensor once, at the matrix and copy rates measured in the same run, whichever takes longer.
 Baselines: `eager` is the published model's attention, `dense` is SDPA with a dense mask.
+--pin FILE keeps the fastest backend of each kind of call, for `auto` to take from then on (kernels/pinned.py).
 """
 
 import argparse
@@ -11,20 +14,18 @@ import platform
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import dispatch, eager, sdpa
+from kernels import dispatch, eager, pinned, sdpa
 from kernels.block_mask import BlockMask
+from kernels.clock import Rates, clock, rates
 
-PEAK = {90: 788.0}  # measured bfloat16 matrix product, TFLOP/s, by capability (H200); the floor's denominator
 BASELINES = ("eager", "dense", "flex", "fa4")
 # Published for an RTX 4070 Ti by the project this one replaces; what was timed there is not known.
 OLD_TABLE = {128: (0.45, 2.5), 256: (0.85, 2.3), 512: (1.50, 2.1), 1024: (3.20, 1.9)}  # ms, speed-up over standard
@@ -60,17 +61,13 @@ def cases(device: str, batches: list[int], quick: bool) -> list[Case]:
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> Tensor:
-    """SDPA with the dense boolean mask."""
-    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    seen = mask.visible()[:, None]
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=seen, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    ).transpose(1, 2)
+    """SDPA with the dense boolean mask, in the form that is fastest on the device."""
+    return sdpa.call(q, k, v, mask.visible()[:, None], scale)
 
 
 def contenders(case: Case, device: str, dtype: torch.dtype, training: bool) -> dict[str, dispatch.Backend]:
     """Baselines and every backend that can run the case."""
-    kind = dispatch.kind_of(device, dtype, case.head_dim, training=training, queries=case.mask.shape[0])
+    kind = kind_of(case, device, dtype, training)
     runs: dict[str, dispatch.Backend] = {"eager": eager.attention, "dense": dense}
     for name in dispatch.BACKENDS:
         # Uncompiled FlexAttention on CPU is a check, not a contender.
@@ -79,27 +76,41 @@ def contenders(case: Case, device: str, dtype: torch.dtype, training: bool) -> d
     return runs
 
 
-def clock(call: Callable[[], None], device: str) -> float:
-    """Seconds of one call; on CUDA by events, with the L2 cache flushed before."""
-    if device == "cpu":
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
-    torch.empty(64 * 1024 * 1024, dtype=torch.float32, device=device).zero_()
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    call()
-    end.record()
-    torch.cuda.synchronize()
-    return begin.elapsed_time(end) / 1000
+def floor(case: Case, backward: bool, dtype: torch.dtype, speed: Rates) -> tuple[float, float]:
+    """(useful operations, seconds that they or the tensors take at least)."""
+    Lq, Lk = case.mask.shape
+    work = case.mask.visible_pairs(case.batch) * case.heads * case.head_dim * (14 if backward else 4)
+    # Forward q, k, v and out; backward reads those and dout again and writes three gradients.
+    queries, keys = Lq * case.heads, Lk * case.kv_heads
+    numbers = (6 * queries + 6 * keys) if backward else (2 * queries + 2 * keys)
+    moved = case.batch * numbers * case.head_dim * dtype.itemsize
+    return work, max(work / speed.operations, moved / speed.bytes)
 
 
-def measure(case: Case, backward: bool, device: str, dtype: torch.dtype, rounds: int, seed: int) -> dict[str, Any]:
-    """Milliseconds (median, fastest, slowest), useful TFLOP/s and ratios of every contender."""
+def inputs(case: Case, device: str, dtype: torch.dtype, seed: int) -> list[Tensor]:
+    """q, k, v and a gradient of the output, standard normal."""
     g = torch.Generator().manual_seed(seed)
     Lq, Lk = case.mask.shape
     shapes = ((Lq, case.heads), (Lk, case.kv_heads), (Lk, case.kv_heads), (Lq, case.heads))
-    q, k, v, dout = (torch.randn(case.batch, n, h, case.head_dim, generator=g).to(device, dtype) for n, h in shapes)
+    return [torch.randn(case.batch, n, h, case.head_dim, generator=g).to(device, dtype) for n, h in shapes]
+
+
+def first_calls(calls: dict[str, Callable[[], None]], device: str) -> tuple[dict[str, float], dict[str, str]]:
+    """(seconds of the first call, which compiles and builds what masks keep; what failed, and how)."""
+    seconds, failed = {}, {}
+    for name, call in calls.items():
+        try:
+            seconds[name] = clock(call, device)
+        except Exception as e:  # noqa: BLE001 - reported, and the exit code says so
+            failed[name] = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else ''}"
+    return seconds, failed
+
+
+def measure(
+    case: Case, backward: bool, device: str, dtype: torch.dtype, rounds: int, seed: int, speed: Rates
+) -> dict[str, Any]:
+    """Milliseconds (median, fastest, slowest), useful TFLOP/s, share of the floor and ratios of every contender."""
+    q, k, v, dout = inputs(case, device, dtype, seed)
     scale = case.head_dim**-0.5
 
     def call(run: dispatch.Backend) -> Callable[[], None]:
@@ -114,38 +125,68 @@ def measure(case: Case, backward: bool, device: str, dtype: torch.dtype, rounds:
         return once
 
     calls = {name: call(run) for name, run in contenders(case, device, dtype, backward).items()}
-    first = {name: clock(c, device) for name, c in calls.items()}  # compiles, and builds what masks keep
-    times: dict[str, list[float]] = {name: [] for name in calls}
+    first, failed = first_calls(calls, device)
+    times: dict[str, list[float]] = {name: [] for name in first}
     for _ in range(rounds):
-        for name, c in calls.items():
-            times[name].append(clock(c, device))
+        for name in first:
+            times[name].append(clock(calls[name], device))
     median = {name: statistics.median(t) for name, t in times.items()}
-    kind = dispatch.kind_of(device, dtype, case.head_dim, training=backward, queries=Lq)
+    kind = kind_of(case, device, dtype, backward)
     auto = dispatch.choose("auto", kind).backend
-    flops = case.mask.visible_pairs(case.batch) * case.heads * case.head_dim * (14 if backward else 4)
-    peak = PEAK.get(kind.capability or 0)
+    flops, least = floor(case, backward, dtype, speed)
     best = min(median[b] for b in dispatch.BACKENDS if b in median)
     rows = {
         name: {
             "ms": 1e3 * median[name], "ms_min": 1e3 * min(t), "ms_max": 1e3 * max(t), "first_call_s": first[name],
-            "useful_tflops": flops / median[name] / 1e12,
-            "fraction_of_peak": flops / median[name] / 1e12 / peak if peak else None,
+            "useful_tflops": flops / median[name] / 1e12, "fraction_of_floor": least / median[name],
             "times_faster_than": {b: median[b] / median[name] for b in BASELINES if b in median},
         }
         for name, t in times.items()
     }  # fmt: skip
-    return {"case": case.name, "pass": "forward+backward" if backward else "forward", "auto": auto,
-            "auto_over_best": median[auto] / best, "sdpa_plan": sdpa.describe(case.mask), "rows": rows}  # fmt: skip
+    with torch.set_grad_enabled(backward):
+        x = [t.detach().requires_grad_(backward) for t in (q, k, v)]
+        dense_kernel = sdpa.kernel_of(x[0], x[1], x[2], case.mask.visible()[:, None], scale)
+    return {"case": case.name, "pass": "forward+backward" if backward else "forward", "kind": str(kind), "auto": auto,
+            "auto_over_best": median[auto] / best if auto in median else None, "floor_ms": 1e3 * least,
+            "sdpa_plan": sdpa.describe(case.mask), "dense_kernel": dense_kernel, "failed": failed,
+            "rows": rows}  # fmt: skip
+
+
+def kind_of(case: Case, device: str, dtype: torch.dtype, training: bool) -> dispatch.Kind:
+    """The kind of call that a case is."""
+    return dispatch.kind_of(
+        device, dtype, case.head_dim, training=training, queries=case.mask.shape[0], layout=case.mask.layout
+    )
+
+
+def fastest(results: list[dict[str, Any]], machine: str) -> dict[str, pinned.Pin]:
+    """For each kind of call the backend that is never far from the best: the smallest of the worst ratios over its
+    shapes."""
+    pins = {}
+    for kind in dict.fromkeys(r["kind"] for r in results):
+        shapes = [
+            {n: x["ms"] for n, x in r["rows"].items() if n in dispatch.BACKENDS} for r in results if r["kind"] == kind
+        ]
+        everywhere = set.intersection(*(set(s) for s in shapes))
+        worst = {n: max(s[n] / min(s.values()) for s in shapes) for n in sorted(everywhere)}
+        name = min(worst, key=worst.__getitem__)
+        pins[kind] = pinned.Pin(name, f"at most {worst[name]:.2f} x the best of {len(shapes)} shapes on {machine}")
+    return pins
 
 
 def show(r: dict[str, Any]) -> str:
+    share = f", {r['auto_over_best']:.2f} x the best" if r["auto_over_best"] else ""
     lines = [
-        f"{r['case']}, {r['pass']}: auto = {r['auto']}, {r['auto_over_best']:.2f} x the best; sdpa: {r['sdpa_plan']}"
+        f"{r['case']}, {r['pass']}: auto = {r['auto']}{share}; floor {r['floor_ms']:.3f} ms",
+        f"  sdpa: {r['sdpa_plan']}; kernel of dense: {r['dense_kernel']}",
     ]
     for name, x in r["rows"].items():
         ratios = ", ".join(f"{v:.2f} x {b}" for b, v in x["times_faster_than"].items())
-        lines.append(f"  {name:10}{x['ms']:10.3f} ms{x['useful_tflops']:9.3f} useful TFLOP/s   speed: {ratios}")
-    return "\n".join(lines)
+        lines.append(
+            f"  {name:10}{x['ms']:10.3f} ms{x['useful_tflops']:9.3f} useful TFLOP/s"
+            f"{x['fraction_of_floor']:6.2f} of the floor   speed: {ratios}"
+        )
+    return "\n".join([*lines, *(f"  {name:10}FAILED: {why}" for name, why in r["failed"].items())])
 
 
 def old_table(results: list[dict[str, Any]]) -> str:
@@ -154,8 +195,8 @@ def old_table(results: list[dict[str, Any]]) -> str:
     for length, (ms, ratio) in OLD_TABLE.items():
         for r in results:
             if r["case"] == f"transformer {length} D32" and r["pass"] == "forward":
-                x = r["rows"][r["auto"]]
-                now = f"{x['ms']:8.3f}  {x['times_faster_than']['eager']:.1f}"
+                x = r["rows"].get(r["auto"])
+                now = "failed" if x is None else f"{x['ms']:8.3f}  {x['times_faster_than']['eager']:.1f}"
                 lines.append(f"{length:6}  {ms:8.2f}  {ratio:.1f}           {now}")
     return "\n".join(lines)
 
@@ -165,17 +206,19 @@ def markdown(report: dict[str, Any], command: str) -> str:
     lines = [
         f"# Attention on {report['machine']}", "",
         f"{report['dtype']}, torch {report['torch']}, {report['threads']} CPU threads, medians of {report['rounds']} "
-        "interleaved rounds; TFLOP/s of useful work; `auto` in bold. Made by", "", f"    {command}", "",
-        "| case | pass | backend | ms | TFLOP/s | of peak | x eager | x dense | x flex | x fa4 |",
+        f"interleaved rounds; TFLOP/s of useful work; floor from {report['matmul_tflops']:.3g} TFLOP/s of a matrix "
+        f"product and {report['copy_tbs']:.3g} TB/s of a copy, measured in the same run; `auto` in bold. Made by", "",
+        f"    {command}", "",
+        "| case | pass | backend | ms | TFLOP/s | of the floor | x eager | x dense | x flex | x fa4 |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for r in report["results"]:
         for name, x in r["rows"].items():
-            peak = "" if x["fraction_of_peak"] is None else f"{x['fraction_of_peak']:.2f}"
             ratios = [f"{x['times_faster_than'][b]:.2f}" if b in x["times_faster_than"] else "" for b in BASELINES]
             shown = f"**{name}**" if name == r["auto"] else name
-            numbers = [f"{x['ms']:.3f}", f"{x['useful_tflops']:.3f}", peak, *ratios]
+            numbers = [f"{x['ms']:.3f}", f"{x['useful_tflops']:.3f}", f"{x['fraction_of_floor']:.2f}", *ratios]
             lines.append(f"| {r['case']} | {r['pass']} | {shown} | {' | '.join(numbers)} |")
+        lines += [f"| {r['case']} | {r['pass']} | {n} | failed: {why} |||||||" for n, why in r["failed"].items()]
     return "\n".join([*lines, "", "```", old_table(report["results"]), "```", ""])
 
 
@@ -215,18 +258,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--markdown", type=Path, help="write the tables there, as docs/results has them")
+    parser.add_argument("--pin", type=Path, help=f"add the fastest backends to this file ({pinned.SHIPPED.name})")
     args = parser.parse_args(argv)
     dtype = getattr(torch, args.dtype)
-    results = []
+    speed, results = rates(args.device, dtype), []
     for case in cases(args.device, args.batches, args.quick):
         for backward in (False, True) if case.grad else (False,):
             rounds = args.rounds if case.mask.shape[1] > 2000 or args.device != "cpu" else 5 * args.rounds
-            results.append(measure(case, backward, args.device, dtype, rounds, args.seed))
+            results.append(measure(case, backward, args.device, dtype, rounds, args.seed, speed))
             print(show(results[-1]), flush=True)
     print(old_table(results))
     machine = torch.cuda.get_device_name() if cuda and args.device != "cpu" else platform.machine()
+    if args.pin:
+        pinned.write(args.pin, choices=fastest(results, machine))
     report = {"device": args.device, "machine": machine, "threads": torch.get_num_threads(), "dtype": args.dtype,
-              "torch": torch.__version__, "seed": args.seed, "rounds": args.rounds, "results": results}  # fmt: skip
+              "torch": torch.__version__, "seed": args.seed, "rounds": args.rounds,
+              "matmul_tflops": speed.operations / 1e12, "copy_tbs": speed.bytes / 1e12, "results": results}  # fmt: skip
     if args.json:
         args.json.write_text(json.dumps(report, indent=1) + "\n")
     if args.markdown:
@@ -234,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
         args.markdown.write_text(markdown(report, f"python -m kernels.benchmark {shlex.join(words)}"))
     if args.plot:
         plot(results, args.plot)
-    return 0
+    return 1 if any(r["failed"] for r in results) else 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Letters: B batch (1 broadcasts), Lq queries, Lk keys.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,19 +16,32 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def _check_ids(name: str, ids: Tensor) -> None:
-    if ids.dtype != torch.int32 or ids.ndim != 2:
-        raise ValueError(f"BlockMask.{name} must be int32 (B, L), got {ids.dtype} {tuple(ids.shape)}")
-    if torch.compiler.is_compiling() or (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
+class Facts(NamedTuple):
+    """What backends ask about the values of a mask."""
+
+    keys_valid: bool  # no key is padded
+    alive: bool  # every query is valid and sees a key
+    full: bool  # every query sees every key
+    one_row: bool  # the ids of all rows of the batch are the same
+
+
+def _check_ids(named: dict[str, Tensor]) -> None:
+    """ValueError: wrong dtype or shape, or ids that fall (one wait for the device)."""
+    for name, ids in named.items():
+        if ids.dtype != torch.int32 or ids.ndim != 2:
+            raise ValueError(f"BlockMask.{name} must be int32 (B, L), got {ids.dtype} {tuple(ids.shape)}")
+    on_gpu = any(t.is_cuda for t in named.values())
+    if torch.compiler.is_compiling() or (on_gpu and torch.cuda.is_current_stream_capturing()):
         return  # reading values would break the graph; the uncompiled warm-up has checked them
-    falls = (ids[:, 1:] < ids[:, :-1]).nonzero()
-    if len(falls):
-        b, i = falls[0].tolist()
-        raise ValueError(
-            f"BlockMask.{name} must not fall along the sequence, but falls from {int(ids[b, i])} to "
-            f"{int(ids[b, i + 1])} at token {i + 1} of row {b}; sort the tokens by block id, or use the constructors "
-            "prefix_lm, next_scale or suffix"
-        )
+    found = torch.stack([(ids[:, 1:] < ids[:, :-1]).any() for ids in named.values()]).tolist()
+    for (name, ids), falls in zip(named.items(), found, strict=True):
+        if falls:
+            b, i = (ids[:, 1:] < ids[:, :-1]).nonzero()[0].tolist()
+            raise ValueError(
+                f"BlockMask.{name} must not fall along the sequence, but falls from {int(ids[b, i])} to "
+                f"{int(ids[b, i + 1])} at token {i + 1} of row {b}; sort the tokens by block id, or use the "
+                "constructors prefix_lm, next_scale or suffix"
+            )
 
 
 @dataclass(frozen=True)
@@ -49,9 +62,11 @@ class BlockMask:
     _cache: dict[object, object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        _check_ids("q_block", self.q_block)
-        if self.k_block is not self.q_block:
-            _check_ids("k_block", self.k_block)
+        places = {t.device for t in (self.q_block, self.k_block, self.q_valid, self.k_valid)}
+        if len(places) > 1:
+            raise ValueError(f"BlockMask: parts lie on {', '.join(sorted(map(str, places)))}; move them to one device")
+        same = self.k_block is self.q_block
+        _check_ids({"q_block": self.q_block} | ({} if same else {"k_block": self.k_block}))
         for name, ids in (("q_valid", self.q_block), ("k_valid", self.k_block)):
             t = getattr(self, name)
             if t.dtype != torch.bool or t.ndim != 2 or t.shape[1] != ids.shape[1]:
@@ -80,6 +95,8 @@ class BlockMask:
         cls, prefix: int, causal: int, valid: Tensor | None = None, device: torch.device | str = "cpu"
     ) -> "BlockMask":
         """`prefix` tokens that see each other, then `causal` tokens that see the prefix and what came before them."""
+        if causal < 0:
+            raise ValueError(f"the number of causal tokens must not be negative, got {causal}")
         return cls.from_lengths([prefix] + [1] * causal, valid, device)
 
     @classmethod
@@ -92,6 +109,8 @@ class BlockMask:
         device: torch.device | str = "cpu",
     ) -> "BlockMask":
         """`prefix` tokens, one block of s * s tokens for every s in `scales`, then blocks of the lengths in `tail`."""
+        if any(s < 1 for s in scales):
+            raise ValueError(f"scales must be at least 1, got {list(scales)}")
         return cls.from_lengths([prefix, *(s * s for s in scales), *tail], valid, device)
 
     @classmethod
@@ -117,6 +136,10 @@ class BlockMask:
     def shape(self) -> tuple[int, int]:
         """(Lq, Lk)"""
         return self.q_block.shape[1], self.k_block.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        return self.q_block.device
 
     @property
     def batch(self) -> int:
@@ -166,9 +189,24 @@ class BlockMask:
         """(B or 1, Lq) in `dtype`: 1 where the query sees at least one key, else 0."""
         return self.cached(("alive", dtype), lambda: self.alive().to(dtype))
 
+    def facts(self) -> Facts:
+        """Waits for the device the first time, once for all of them."""
+
+        def make() -> Facts:
+            end, keys = self.kv_end(), self.k_valid.all()
+            full = keys & (end == self.k_block.shape[1]).all() & self.q_valid.all()
+            return Facts(*torch.stack([keys, self.alive().all(), full, (end == end[:1]).all()]).tolist())
+
+        return self.cached("facts", make)
+
     def all_keys_valid(self) -> bool:
-        """Whether no key is padded. Waits for the device the first time."""
-        return self.cached("all_keys_valid", lambda: bool(self.k_valid.all()))
+        """Whether no key is padded."""
+        return self.facts().keys_valid
+
+    @property
+    def layout(self) -> str:
+        """ "full" when every query sees every key, else "blocks"."""
+        return "full" if self.facts().full else "blocks"
 
     def visible_pairs(self, batch: int) -> int:
         """Number of visible (query, key) pairs of a batch of this size: the useful work is 4 D H times this."""

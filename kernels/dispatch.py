@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kernels import pinned
 from kernels.block_mask import BlockMask
 
 logger = logging.getLogger(__name__)
@@ -44,11 +46,12 @@ class Kind:
     head_dim: int
     training: bool
     decode: bool
+    layout: str = "blocks"  # of the mask; "full": every query sees every key
 
     def __str__(self) -> str:
         where = f"sm_{self.capability}" if self.capability is not None else self.device.type
         use = "training" if self.training else "decode" if self.decode else "inference"
-        return f"{use}, {where}, {str(self.dtype)[6:]}, head size {self.head_dim}"
+        return f"{use}, {where}, {str(self.dtype)[6:]}, head size {self.head_dim}, {self.layout}"
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,21 @@ class Choice:
 
 
 def kind_of(
-    device: torch.device | str, dtype: torch.dtype, head_dim: int, *, training: bool, queries: int | None = None
-) -> Kind:
-    """queries: queries a call, None for many."""
+    device: torch.device | str, dtype: torch.dtype, head_dim: int, *, training: bool, queries: int | None = None,
+    layout: str = "blocks",
+) -> Kind:  # fmt: skip
+    """queries: queries a call, None for many; layout: `BlockMask.layout`."""
     device = torch.device(device)
     capability = None
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         capability = major * 10 + minor
     decode = not training and queries is not None and queries <= DECODE_QUERIES
-    return Kind(torch.device(device.type), capability, dtype, head_dim, training, decode)
+    return Kind(torch.device(device.type), capability, dtype, head_dim, training, decode, layout)
 
 
 def refusal(backend: str, kind: Kind) -> str | None:
     """Why a backend cannot run calls of this kind here, or None."""
-    if kind.dtype not in DTYPES:
-        return f"dtype {kind.dtype} is not one of {', '.join(str(t)[6:] for t in DTYPES)}"
     if backend in ("reference", "sdpa", "matmul"):
         return None
     if backend == "triton":
@@ -83,26 +85,37 @@ def refusal(backend: str, kind: Kind) -> str | None:
         return module.refusal(kind.device, kind.capability, kind.dtype, kind.head_dim)
     module = importlib.import_module(_MODULES[backend])
     if backend == "flex":
-        return module.refusal(kind.device, kind.training)
+        return module.refusal(kind.device, kind.dtype, kind.training)
     return module.refusal(kind.device, kind.dtype, kind.head_dim, kind.training, kind.capability)
 
 
 def _automatic(kind: Kind) -> Choice:
     """The fastest backend measured for this kind; docs/kernels.md has the numbers."""
+    pin, missed = pinned.choice(str(kind)), ""
+    if pin is not None:
+        if (why := refusal(pin.backend, kind)) is None:
+            return Choice(pin.backend, f"pinned: {pin.why}")
+        missed = f"pinned {pin.backend} cannot run ({why}); "
+    choice = _unpinned(kind)
+    return Choice(choice.backend, missed + choice.reason)
+
+
+def _unpinned(kind: Kind) -> Choice:
     if kind.device.type == "cpu":
         if kind.dtype in (torch.bfloat16, torch.float16):
             return Choice("matmul", "on CPU matmul-softmax by blocks is the fastest in half precision")
         if kind.decode:
             return Choice("matmul", "on CPU matmul-softmax by blocks is the fastest for few queries")
         return Choice("sdpa", "on CPU SDPA by blocks is the fastest in float32")
-    why = "our kernels and FlashAttention 4 take over once measured on this architecture"
-    if blocked := refusal("fa4", kind):
-        why = f"{blocked}; our kernels take over once measured on this architecture"
-    return Choice("sdpa", why)
+    measure = "nothing is pinned for this architecture: python -m kernels.benchmark --pin measures and pins the fastest"
+    blocked = refusal("fa4", kind)
+    return Choice("sdpa", f"{blocked}; {measure}" if blocked else measure)
 
 
 def choose(asked: str, kind: Kind) -> Choice:
     """The backend for calls of one kind. ValueError when the one asked for cannot run, with the ones that can."""
+    if kind.dtype not in DTYPES:
+        raise ValueError(f"attention: dtype {kind.dtype} is not one of {', '.join(str(t)[6:] for t in DTYPES)}")
     if asked == "auto":
         return _automatic(kind)
     if asked not in BACKENDS:
@@ -144,8 +157,10 @@ def record_decisions(file: Path) -> None:
 
 
 @torch.compiler.assume_constant_result
-def _resolve(asked: str, device: str, dtype: torch.dtype, head_dim: int, training: bool, queries: int) -> str:
-    kind = kind_of(device, dtype, head_dim, training=training, queries=queries)
+def _resolve(
+    asked: str, device: str, dtype: torch.dtype, head_dim: int, training: bool, queries: int, layout: str
+) -> str:
+    kind = kind_of(device, dtype, head_dim, training=training, queries=queries, layout=layout)
     return _decide(asked, os.environ.get(OVERRIDE), kind)
 
 
@@ -157,17 +172,19 @@ def available_backends(
     return tuple(b for b in BACKENDS if refusal(b, kind) is None)
 
 
-def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype, head_dim: int) -> str:
+def choose_backend(
+    name: str, device: torch.device | str, dtype: torch.dtype, head_dim: int, layout: str = "blocks"
+) -> str:
     """Decides and logs, when a model is built, what its calls in `dtype` (the one attention will see) take; returns
     what to hand to `attention`: the name asked for (the environment's, where set), since `auto` may differ by use.
 
-    Calls of another dtype are decided when they come. ValueError for a name that is unknown or cannot run here; one
-    that runs without gradients only is a warning, and refuses them when they are asked for.
+    Calls of another dtype or mask layout are decided when they come. ValueError for a name that is unknown or cannot
+    run here; one that runs without gradients only is a warning, and refuses them when they are asked for.
     """
     override = os.environ.get(OVERRIDE)
     asked = override or name
     for training, queries in ((False, None), (False, 1), (True, None)):
-        kind = kind_of(device, dtype, head_dim, training=training, queries=queries)
+        kind = kind_of(device, dtype, head_dim, training=training, queries=queries, layout=layout)
         if training and asked != "auto" and (why := refusal(asked, kind)):
             logger.warning("attention (%s): %s will refuse: %s", kind, asked, why)
         else:
@@ -175,7 +192,7 @@ def choose_backend(name: str, device: torch.device | str, dtype: torch.dtype, he
     return asked
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> None:
+def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float | None) -> None:
     def shape(t: Tensor) -> tuple[int, ...]:
         return tuple(t.shape)
 
@@ -191,12 +208,20 @@ def _check(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask) -> None:
         raise ValueError(
             f"attention: k {shape(k)} and v {shape(v)} do not fit q {shape(q)}; they must be (B, Lk, G, D)"
         )
+    if H == 0 or D == 0:
+        raise ValueError(f"attention: q {shape(q)} has no heads or no features; it must be (B, Lq, H, D)")
     if k.shape[2] == 0 or H % k.shape[2]:
         raise ValueError(f"attention: {H} heads of q are not a multiple of the {k.shape[2]} heads of k and v")
     if D > 256:
         raise ValueError(f"attention: head size D={D} of q is above 256; use more, smaller heads")
     if q.dtype not in DTYPES:
         raise ValueError(f"attention: q is {q.dtype}; use {', '.join(str(t)[6:] for t in DTYPES)}")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"attention: scale is {scale}; give a finite number, or None for D ** -0.5")
+    if not isinstance(mask, BlockMask):
+        raise ValueError(f"attention: mask is {type(mask).__name__}; make a kernels.BlockMask")
+    if mask.device != q.device:
+        raise ValueError(f"attention: mask is on {mask.device}, q on {q.device}; make it there")
     if mask.shape != (Lq, k.shape[1]):
         raise ValueError(f"attention: mask is for (Lq, Lk) = {mask.shape}, q and k have {(Lq, k.shape[1])}")
     if mask.batch not in (1, B):
@@ -213,7 +238,7 @@ def attention(
     key are zero and pass no gradient on. What padded tokens hold must be finite.
     ValueError when shapes or dtypes do not fit, or the backend cannot run here.
     """
-    _check(q, k, v, mask)
+    _check(q, k, v, mask, scale)
     training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    name = _resolve(backend, str(q.device), q.dtype, q.shape[3], training, q.shape[1])
+    name = _resolve(backend, str(q.device), q.dtype, q.shape[3], training, q.shape[1], mask.layout)
     return _run[name](q, k, v, mask, q.shape[3] ** -0.5 if scale is None else scale)

@@ -13,12 +13,20 @@ import torch
 from torch import Tensor
 
 from kernels.block_mask import BlockMask
+from kernels.mask_tables import tile_lists
 
-PACKAGES = {"flash_attn.cute": "flash-attn-4", "cutlass": "nvidia-cutlass-dsl"}
-BLOCK = (
-    128,
-    64,
-)  # query tokens x keys of a tile: the one size valid for forward and backward at head size 256 on sm_90
+PACKAGES = {
+    "flash_attn.cute": "flash-attn-4", "cutlass": "nvidia-cutlass-dsl", "quack": "quack-kernels",
+    "tvm_ffi": "apache-tvm-ffi", "einops": "einops",
+}  # fmt: skip
+
+
+def tile_size(D: int, generation: int = 9) -> tuple[int, int]:
+    """(query tokens, keys) of a tile in the lists: what the kernels for head size D take, forward and backward.
+
+    generation: 9 for sm_90, 10 for sm_100, whose forward kernel takes two tiles of queries at a time.
+    """
+    return 256 if generation in (10, 11) else 128, 128 if D <= 128 else 96 if D <= 192 else 64
 
 
 def missing_packages() -> list[str]:
@@ -27,7 +35,7 @@ def missing_packages() -> list[str]:
     for module, package in PACKAGES.items():
         try:
             found = importlib.util.find_spec(module) is not None
-        except ModuleNotFoundError:  # the parent package is absent
+        except ImportError:  # the parent package is absent, or an older one that does not load here
             found = False
         if not found:
             missing.append(package)
@@ -37,7 +45,8 @@ def missing_packages() -> list[str]:
 def refusal(device: torch.device, dtype: torch.dtype, D: int, training: bool, capability: int | None) -> str | None:
     """Why FlashAttention 4 is not available for these inputs, or None. capability: 90 for 9.0, None off CUDA."""
     if missing := missing_packages():
-        return f"FlashAttention 4 not available: package {' and '.join(missing)} is not installed"
+        named = f"package {missing[0]} is" if len(missing) == 1 else f"packages {', '.join(missing)} are"
+        return f"FlashAttention 4 not available: {named} not installed"
     if device.type != "cuda" or capability is None:
         return f"FlashAttention 4 not available: it needs a CUDA device, the tensors are on {device.type}"
     sm = f"sm_{capability}"
@@ -73,56 +82,34 @@ def _mask_function() -> Any:
     return block_causal
 
 
-def tile_lists(mask: BlockMask, B: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """(forward, backward) lists: mask count, mask index, full count, full index; int32.
+def mask_tensors(mask: BlockMask, B: int) -> list[Tensor]:
+    """What the mask function reads: key ends (B, Lq) and key validity (B, Lk), int32, contiguous."""
 
-    forward: counts (B, 1, M), indices (B, 1, M, N), key tiles of every query tile; backward: counts (B, 1, N), indices
-    (B, 1, N, M), query tiles of every key tile. Ascending. A tile is full if its queries all see all its keys.
-    """
+    def make() -> list[Tensor]:
+        return [t.expand(B, -1).to(torch.int32).contiguous() for t in (mask.kv_end(), mask.k_valid)]
 
-    def make() -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        m, n = BLOCK
-        Lq, Lk = mask.shape
-        end, valid = mask.kv_end().expand(B, -1), mask.k_valid.expand(B, -1)
-        # Rows past the end repeat the last one; keys past the end are invalid.
-        end = torch.nn.functional.pad(end[:, None].float(), (0, -Lq % m), mode="replicate")[:, 0].long()
-        ends = end.unflatten(1, (-1, m))
-        keys = torch.nn.functional.pad(valid, (0, -Lk % n)).unflatten(1, (-1, n))
-        start = torch.arange(keys.shape[1], device=end.device) * n
-        some = (start[None, None] < ends[:, :, -1:]) & keys.any(-1)[:, None]
-        full = (start[None, None] + n <= ends[:, :, :1]) & keys.all(-1)[:, None]
-        forward = (*_listed(some & ~full), *_listed(full))
-        backward = (*_listed((some & ~full).mT), *_listed(full.mT))
-        return forward, backward
-
-    return mask.cached(("fa4 lists", B), make)
+    return mask.cached(("fa4 aux", B), make)
 
 
-def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """bool (B, X, Y) -> counts (B, 1, X) and, first in each row, the chosen Y in ascending order (B, 1, X, Y)."""
-    order = (~chosen).to(torch.int8).argsort(dim=-1, stable=True)
-    return chosen.sum(-1)[:, None].to(torch.int32).contiguous(), order[:, None].to(torch.int32).contiguous()
-
-
+@torch.compiler.disable  # no operators of the package are known to torch.compile: its graph ends here
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float) -> Tensor:
     """q (B, Lq, H, D), k and v (B, Lk, G, D), bfloat16 or float16 on CUDA -> (B, Lq, H, D). Padded keys: finite."""
     from flash_attn.cute import flash_attn_func
     from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch
 
     B = q.shape[0]
-
-    def make() -> list[Tensor]:
-        return [t.expand(B, -1).to(torch.int32).contiguous() for t in (mask.kv_end(), mask.k_valid)]
-
     sparse: dict[str, Any] = {}
-    if torch.cuda.get_device_capability(q.device)[0] >= 9:  # older kernels accept the lists and ignore them
-        for name, lists in zip(("block_sparse_tensors", "block_sparse_tensors_bwd"), tile_lists(mask, B), strict=True):
-            sparse[name] = BlockSparseTensorsTorch(*lists, block_size=BLOCK)
+    generation = torch.cuda.get_device_capability(q.device)[0]
+    if generation in (9, 10, 11):  # the others take no lists, or accept them and ignore them
+        size = tile_size(q.shape[3], generation)
+        both = tile_lists(mask, B, size)
+        for name, lists in zip(("block_sparse_tensors", "block_sparse_tensors_bwd"), both, strict=True):
+            sparse[name] = BlockSparseTensorsTorch(*lists, block_size=size)
     out, _ = flash_attn_func(
         *(t.contiguous() for t in (q, k, v)),
         softmax_scale=scale,
         mask_mod=_mask_function(),
-        aux_tensors=mask.cached(("fa4 aux", B), make),
+        aux_tensors=mask_tensors(mask, B),
         **sparse,
     )
     return torch.where(mask.alive()[:, :, None, None], out, 0.0)

@@ -1,4 +1,4 @@
-"""What the Triton kernels read of a BlockMask: key ends, row validity and the list of key tiles worth visiting.
+"""What tiled kernels read of a BlockMask: key ends, row validity, which tiles are worth visiting.
 
 Letters: B batch (1 broadcasts, through a stride of zero), Lq queries, Lk keys, N key tiles of `size` keys.
 """
@@ -89,3 +89,34 @@ def row_tables(mask: BlockMask, size: int) -> RowTables:
 def _by_tile(valid: Tensor, size: int) -> Tensor:
     """bool (B, Lk) -> (B, N, size), False past the end."""
     return F.pad(valid, (0, -valid.shape[1] % size)).unflatten(1, (-1, size))
+
+
+def tile_lists(mask: BlockMask, B: int, size: tuple[int, int]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """(forward, backward) lists: mask count, mask index, full count, full index; int32.
+
+    forward: counts (B, 1, M), indices (B, 1, M, N), key tiles of every query tile; backward: counts (B, 1, N), indices
+    (B, 1, N, M), query tiles of every key tile. Ascending. A tile is full if its queries all see all its keys.
+    """
+
+    def make() -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        m, n = size
+        Lq, Lk = mask.shape
+        end, valid = mask.kv_end().expand(B, -1), mask.k_valid.expand(B, -1)
+        # Rows past the end repeat the last one; keys past the end are invalid.
+        end = F.pad(end[:, None].float(), (0, -Lq % m), mode="replicate")[:, 0].long()
+        ends = end.unflatten(1, (-1, m))
+        keys = F.pad(valid, (0, -Lk % n)).unflatten(1, (-1, n))
+        start = torch.arange(keys.shape[1], device=end.device) * n
+        some = (start[None, None] < ends[:, :, -1:]) & keys.any(-1)[:, None]
+        full = (start[None, None] + n <= ends[:, :, :1]) & keys.all(-1)[:, None]
+        forward = (*_listed(some & ~full), *_listed(full))
+        backward = (*_listed((some & ~full).mT), *_listed(full.mT))
+        return forward, backward
+
+    return mask.cached(("tile lists", B, size), make)
+
+
+def _listed(chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """bool (B, X, Y) -> counts (B, 1, X) and, first in each row, the chosen Y in ascending order (B, 1, X, Y)."""
+    order = (~chosen).to(torch.int8).argsort(dim=-1, stable=True)
+    return chosen.sum(-1)[:, None].to(torch.int32).contiguous(), order[:, None].to(torch.int32).contiguous()

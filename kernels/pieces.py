@@ -45,7 +45,7 @@ def plan(mask: BlockMask, min_rows: int) -> tuple[Piece, ...]:
 
     def make() -> tuple[Piece, ...]:
         ends = mask.kv_end()
-        if ends.shape[0] > 1 and bool((ends != ends[:1]).any()):
+        if not mask.facts().one_row:
             return ()
         pieces = split_ends(ends[0].tolist(), max(min_rows, -(-mask.shape[0] // MAX_PIECES)))
         whole = len(pieces) == 1 and pieces[0].mixed and pieces[0].keys == mask.shape[1]
@@ -91,7 +91,7 @@ def attend_by_pieces(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, min_rows:
     if not outs:
         outs = [attend(q, k, v, mask.bias(q.dtype)[:, None])]
     whole = outs[0] if len(outs) == 1 else torch.cat(outs, 1)
-    if mask.cached("all alive", lambda: bool(mask.alive().all())):
+    if mask.facts().alive:
         return whole
     # where, not a product: nothing computed in an empty row may pass on, not even a NaN.
     return torch.where(mask.alive()[:, :, None, None], whole, 0.0)

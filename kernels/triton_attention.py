@@ -19,15 +19,25 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 DECODE_ROWS = 64  # without gradients, up to this many queries take the split-KV kernel
 
 
-def _capability(device: torch.device) -> int:
+def device_capability(device: torch.device) -> int:
+    """90 for 9.0."""
     if device.type != "cuda":
         return 80  # the interpreter knows no limits; any row of the table will do
     major, minor = torch.cuda.get_device_capability(device)
     return major * 10 + minor
 
 
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
+    """What runs at the same time: multiprocessors of a GPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 4
+
+
+@torch.compiler.assume_constant_result
+def _launch(device: str, D: int, element_size: int) -> tuple[int, ...]:
+    """Processors, then m, n, warps and stages of the tiles of forward, dkdv, dq and decode."""
+    capability = device_capability(torch.device(device))
+    tiles = [tile_for(kind, capability, D, element_size) for kind in ("forward", "dkdv", "dq", "decode")]
+    return processors(torch.device(device)), *(n for tile in tiles for n in astuple(tile))
 
 
 def refusal(device: torch.device, capability: int | None, dtype: torch.dtype, D: int) -> str | None:
@@ -76,7 +86,7 @@ def _backward(
     end, alive, valid = tables[:3]
     keys = KeyTables(end, alive, valid, tables[5], tables[6], padded)
     dkdv = Tile(*tiles[4:8])
-    splits = triton_backward.row_splits(triton.cdiv(k.shape[1], dkdv.n), k.shape[0] * k.shape[2], _processors(q.device))
+    splits = triton_backward.row_splits(triton.cdiv(k.shape[1], dkdv.n), k.shape[0] * k.shape[2], processors(q.device))
     return triton_backward.backward(
         q, k, v, out, lse, dout, keys, RowTables(tables[7], tables[8]), scale, dkdv, Tile(*tiles[8:]), splits,
         Options(pack=pack, poison=poison),
@@ -130,21 +140,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, scale: float, op
     B, Lq, H, D = q.shape
     if B * Lq * k.shape[1] == 0:
         return torch.zeros_like(q)
-    at = (_capability(q.device), D, q.element_size())
+    count, *sizes = _launch(str(q.device), D, q.element_size())
+    *tiles, decode = (Tile(*sizes[i : i + 4]) for i in range(0, 16, 4))
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
     if not training and Lq <= DECODE_ROWS:
-        tile = tile_for("decode", *at)
-        keys = mask_tables.key_tables(mask, tile.n)
+        keys = mask_tables.key_tables(mask, decode.n)
         P = H // k.shape[2] if options.pack else 1
-        programs = (triton.cdiv(Lq * P, tile.m), B * (H // P))
-        splits = triton_decode.key_splits(*programs, triton.cdiv(k.shape[1], tile.n), _processors(q.device))
-        return _decode(
-            q, k, v, list(keys.tensors()), keys.padded, scale, list(astuple(tile)), *astuple(options), splits
-        )
-    tiles = [tile_for(kind, *at) for kind in ("forward", "dkdv", "dq")]
+        programs = (triton.cdiv(Lq * P, decode.m), B * (H // P))
+        splits = triton_decode.key_splits(*programs, triton.cdiv(k.shape[1], decode.n), count)
+        return _decode(q, k, v, list(keys.tensors()), keys.padded, scale, sizes[12:], *astuple(options), splits)
     keys = mask_tables.key_tables(mask, tiles[0].n)
     dq_keys = mask_tables.key_tables(mask, tiles[2].n)
     rows = mask_tables.row_tables(mask, tiles[1].n)
     tables = [*keys.tensors(), dq_keys.tiles, dq_keys.rank, rows.first, rows.full]
-    sizes = [n for tile in tiles for n in astuple(tile)]
-    return _forward(q, k, v, tables, keys.padded, scale, sizes, *astuple(options))[0]
+    return _forward(q, k, v, tables, keys.padded, scale, sizes[:12], *astuple(options))[0]

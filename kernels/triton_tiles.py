@@ -6,6 +6,8 @@ no spilled register, with one exception. Triton is not imported here.
 
 from dataclasses import dataclass
 
+from kernels import pinned
+
 KINDS = ("forward", "dkdv", "dq", "decode")
 SHARED_LIMIT = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}  # bytes a block may use
 # Bytes a thread may spill; 0 where not listed. The one exception keeps the products on wgmma, which needs 64 keys.
@@ -77,8 +79,12 @@ def table_arch(capability: int) -> int:
 
 
 def tile_for(kind: str, capability: int, D: int, element_size: int) -> Tile:
-    """Tile of one kernel. element_size: bytes; 4-byte inputs take tiles of half the sides (they are for exactness)."""
-    tile = _TABLE[table_arch(capability)][max(32, padded_head(D))][kind]
+    """Tile of one kernel, the pinned one where there is one.
+
+    element_size: bytes; 4-byte inputs take tiles of half the sides (they are for exactness)."""
+    size = max(32, padded_head(D))
+    pin = pinned.tile(capability, size, kind)
+    tile = _TABLE[table_arch(capability)][size][kind] if pin is None else Tile(*pin)
     if element_size == 4:
         small = 16 if padded_head(D) == 256 else 32
         return Tile(min(tile.m, 32), small, 4, 1)

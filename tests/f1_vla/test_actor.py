@@ -96,10 +96,54 @@ def test_foresight_can_use_any_number_of_scales_and_more_change_the_action(polic
     assert not torch.allclose(got[0], got[1], atol=1e-5) and not torch.allclose(got[1], got[2], atol=1e-6)
 
 
-@pytest.mark.parametrize(("option", "value"), [("execute", 3), ("num_scales", 4), ("action_dim", 33), ("execute", 0)])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("execute", 3),
+        ("num_scales", 4),
+        ("action_dim", 33),
+        ("execute", 0),
+        ("num_steps", 0),
+        ("precision", torch.int8),
+    ],
+)
 def test_numbers_the_model_does_not_have_are_refused(policy, option, value):
-    with pytest.raises(ValueError, match=f"{option} is {value}; this model allows"):
+    with pytest.raises(ValueError, match=f"{option} is {value}; "):
         Actor(policy, 2, **({"action_dim": 8} | {option: value}))
+
+
+def test_batch_of_other_rows_than_the_actor_has_is_refused(policy, debug_config, make_batch):
+    with pytest.raises(ValueError, match="the batch has 2 rows, this Actor has 3"):
+        Actor(policy, 3, 8).select_action(make_batch(debug_config, T=1))
+
+
+@pytest.mark.parametrize(
+    ("mode", "options", "message"),
+    [
+        ("actions", {"noise": torch.zeros(2, 9, 32)}, r"noise is \(2, 9, 32\), this batch and model take \(2, 2, 32\)"),
+        ("actions", {"num_steps": 0}, "num_steps is 0"),
+        ("actions", {"num_scales": 4}, "num_scales is 4; this model has 1 to 3"),
+        ("predict_images", {"num_scales": 0}, "num_scales is 0; this model has 1 to 3"),
+    ],
+)
+def test_options_that_do_not_fit_the_model_are_refused(policy, debug_config, make_batch, mode, options, message):
+    with pytest.raises(ValueError, match=message):
+        policy(make_batch(debug_config, T=1), mode=mode, initial_memory_state=policy.initial_memory_state(2), **options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": torch.zeros(2, 1, 9)}, r"state is \(2, 1, 9\), this model takes \(\.\.\., 32\)"),
+        ({"actions": torch.zeros(2, 1, 3, 32)}, r"actions is .* takes \(\.\.\., 4, 32\)"),
+        ({"lang_tokens": torch.zeros(2, 7).long()}, r"has 7 tokens, tokenizer_max_length is 6; .*max_length=7"),
+        ({"lang_tokens": torch.zeros(2, 5).long()}, r"lang_masks is \(2, 6\), lang_tokens is \(2, 5\)"),
+    ],
+)
+def test_batch_of_other_sizes_than_the_model_is_refused(policy, debug_config, make_batch, change, message):
+    batch = dataclasses.replace(make_batch(debug_config, T=1), **change)
+    with pytest.raises(ValueError, match=message):
+        policy(batch, mode="actions", initial_memory_state=policy.initial_memory_state(2))
 
 
 # --- key/value cache --------------------------------------------------------------------------------------------------

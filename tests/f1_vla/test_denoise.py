@@ -90,3 +90,28 @@ def test_actor_takes_the_mode_of_the_configuration(debug_policy, debug_config, m
     debug_policy.cfg.denoise_mode = DenoiseMode.compile
     actor = Actor(debug_policy, 2, 8)
     assert actor.options["denoiser"].mode is DenoiseMode.compile
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", [DenoiseMode.compile, DenoiseMode.cuda_graph])
+@pytest.mark.parametrize("half", [False, True])
+def test_on_a_gpu_other_ways_to_run_the_loop_give_the_eager_chain(debug_policy, debug_config, make_batch, mode, half):
+    policy = debug_policy.to("cuda")
+    policy.trunk.choose_backend("cuda", torch.bfloat16 if half else torch.float32)
+    denoiser = Denoiser(policy, mode)
+    for seed in (1, 2):
+        batch = make_batch(debug_config, T=1, seed=seed).to("cuda")
+        noise = torch.randn(
+            batch.size, debug_config.chunk_size, 32, generator=torch.Generator().manual_seed(seed)
+        ).cuda()
+        chains = []
+        for given in (denoiser, None):
+            with torch.no_grad(), torch.autocast("cuda", torch.bfloat16, enabled=half):
+                out = policy(
+                    batch, mode="actions", initial_memory_state=policy.initial_memory_state(batch.size), noise=noise,
+                    denoiser=given, num_scales=1,
+                )  # fmt: skip
+            chains.append(out["chain"])
+        torch.testing.assert_close(*chains, atol=2e-2 if half else 2e-5, rtol=1e-3)
+    assert denoiser.prepared == 1

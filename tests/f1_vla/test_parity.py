@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +47,21 @@ def test_every_recorded_tensor_is_reproduced_with_all_additions_on(backend):
     assert max(r.error for r in rows if ".grad" not in r.name) < 2e-5
 
 
+@pytest.mark.slow
+def test_our_triton_kernels_reproduce_every_recorded_tensor_in_the_interpreter():
+    command = [sys.executable, "-m", "f1_vla.parity", str(DATA), "--backend", "triton"]
+    env = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=env, cwd=DATA.parents[2], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0 and "98 of 98 tensors within tolerance" in done.stdout, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_every_backend_of_a_gpu_reproduces_every_recorded_tensor():
+    for backend in kernels.available_backends("cuda", training=True):
+        assert wrong(parity.check(SPEC, backend, "cuda")) == [], backend
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -58,6 +76,12 @@ def test_other_configurations_agree_with_the_equations(tmp_path, changes):
     file = write_fixture(tmp_path, [(20, 31), (37, 13)], [[True, True], [True, False]], **changes)
     rows = parity.check(file)
     assert wrong(rows) == [] and len(rows) == 30
+
+
+def test_other_configuration_agrees_with_every_backend(tmp_path):
+    file = write_fixture(tmp_path, [(20, 31)], [[True, True]], kv_heads=2, pn="1_3_4", resolutions=2, layers=1)
+    for backend in kernels.available_backends():
+        assert wrong(parity.check(file, backend)) == [], backend
 
 
 def test_three_cameras_with_the_first_missing_agree_with_the_equations(tmp_path):

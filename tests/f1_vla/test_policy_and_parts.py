@@ -145,6 +145,8 @@ def test_frames_are_encoded_once_into_ids_and_latents(debug_policy):
     assert torch.equal(out.ids, expected) and out.latents.shape == (3, 8, 4, 4) and out.vision is None
     with pytest.raises(ValueError, match="expects 64x64"):
         debug_policy.encode_frames(frame[:, :32])
+    with pytest.raises(ValueError, match=r"must be \(frames, cameras, \.\.\.\), got \(3, 64, 64, 3\)"):
+        debug_policy.encode_frames(frame, frame)
 
 
 def test_unknown_mode_and_several_steps_where_one_is_meant_are_refused(debug_policy, debug_config, make_batch):
@@ -270,7 +272,7 @@ def test_attention_of_every_use_is_decided_and_logged_when_the_policy_is_built(d
     assert policy.trunk.backend == "auto"
     said = [m for m in caplog.messages if "head size 24" in m]
     for use, message in zip(("inference", "decode", "training"), said, strict=True):
-        assert message.startswith(f"attention ({use}, cpu, bfloat16, head size 24): matmul")
+        assert message.startswith(f"attention ({use}, cpu, bfloat16, head size 24, blocks): matmul")
 
 
 @pytest.mark.parametrize("backend", kernels.available_backends())

@@ -40,8 +40,23 @@ def test_ids_that_fall_are_refused_by_name_and_place():
         BlockMask(ids[:1], ids[:1], valid, valid[:, :2])
     with pytest.raises(ValueError, match="batch sizes"):
         BlockMask.square(ids[:1].expand(2, -1), valid.expand(3, -1))
-    with pytest.raises(ValueError, match="negative"):
-        BlockMask.from_lengths([2, -1])
+    for make, match in (
+        (lambda: BlockMask.from_lengths([2, -1]), "negative"),
+        (lambda: BlockMask.prefix_lm(2, -1), "negative"),
+        (lambda: BlockMask.next_scale(2, (1, -2)), "at least 1"),
+        (lambda: BlockMask(ids[:1], ids[:1], valid, valid.to("meta")), "parts lie on cpu, meta"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "valid", "layout"),
+    [([3], None, "full"), ([2, 1], None, "blocks"), ([3], [[True, False, True]], "blocks"), ([0, 3], None, "full")],
+)
+def test_layout_is_full_only_when_every_query_sees_every_key(lengths, valid, layout):
+    mask = BlockMask.from_lengths(lengths, None if valid is None else torch.tensor(valid))
+    assert mask.layout == layout == ("full" if bool(mask.visible().all()) else "blocks")
 
 
 def test_what_is_derived_is_computed_once():

@@ -2,14 +2,23 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import kernels
-from kernels import BlockMask, dispatch, fa4, pieces, sdpa
+from kernels import BlockMask, dispatch, fa4, flex, mask_tables, pieces, pinned, sdpa
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_pinned(monkeypatch):
+    monkeypatch.setattr(pinned, "choice", lambda kind: None)
 
 
 def kind(capability=None, dtype=torch.bfloat16, head_dim=256, training=True, decode=False):
@@ -48,6 +57,13 @@ def test_fa4_says_which_architecture_dtype_or_size_is_missing(monkeypatch, call,
     assert reason in dispatch.refusal("fa4", call)
     monkeypatch.setattr(fa4, "missing_packages", lambda: ["flash-attn-4"])
     assert dispatch.refusal("fa4", call).endswith("package flash-attn-4 is not installed")
+    monkeypatch.setattr(fa4, "missing_packages", lambda: ["flash-attn-4", "quack-kernels"])
+    assert dispatch.refusal("fa4", call).endswith("packages flash-attn-4, quack-kernels are not installed")
+
+
+def test_flex_names_what_its_kernels_cannot_do_on_cuda():
+    assert "float64" in dispatch.refusal("flex", kind(90, dtype=torch.float64))
+    assert dispatch.refusal("flex", kind(90)) is None
 
 
 def test_fa4_on_a_hopper_gpu_with_the_package_is_not_refused(monkeypatch):
@@ -62,7 +78,7 @@ def test_decision_is_logged_once_with_its_reason_and_recorded(caplog):
         for _ in range(3):
             kernels.attention(q, q, q, BlockMask.from_lengths([3]))
     assert len(caplog.messages) == 1 and "matmul, backend=auto: on CPU" in caplog.messages[0]
-    assert kernels.decisions()["decode, cpu, float32, head size 8"].backend == "matmul"
+    assert kernels.decisions()["decode, cpu, float32, head size 8, full"].backend == "matmul"
 
 
 def test_decisions_can_be_kept_with_a_run(tmp_path):
@@ -70,7 +86,7 @@ def test_decisions_can_be_kept_with_a_run(tmp_path):
     kernels.attention(q, q, q, BlockMask.from_lengths([3]), backend="sdpa")
     kernels.record_decisions(tmp_path / "attention.json")
     kept = json.loads((tmp_path / "attention.json").read_text())
-    assert kept["decode, cpu, float32, head size 8"] == {"backend": "sdpa", "reason": "asked for"}
+    assert kept["decode, cpu, float32, head size 8, full"] == {"backend": "sdpa", "reason": "asked for"}
 
 
 def test_the_environment_overrides_the_configuration(monkeypatch):
@@ -78,7 +94,7 @@ def test_the_environment_overrides_the_configuration(monkeypatch):
     assert kernels.choose_backend("reference", "cpu", torch.float32, 16) == "sdpa"
     q = torch.zeros(1, 3, 1, 16)
     kernels.attention(q, q, q, BlockMask.from_lengths([3]), backend="reference")
-    assert kernels.decisions()["decode, cpu, float32, head size 16"].backend == "sdpa"
+    assert kernels.decisions()["decode, cpu, float32, head size 16, full"].backend == "sdpa"
     monkeypatch.setenv(dispatch.OVERRIDE, "fast")
     with pytest.raises(ValueError, match="backend='fast' is unknown; use auto, reference"):
         kernels.choose_backend("auto", "cpu", torch.float32, 16)
@@ -89,9 +105,9 @@ def test_every_use_is_decided_and_logged_when_a_model_is_built(caplog):
     with caplog.at_level(logging.INFO, logger="kernels.dispatch"):
         assert kernels.choose_backend("auto", "cpu", torch.float32, 48) == "auto"
     assert [m.split(":")[0] for m in caplog.messages] == [
-        f"attention ({use}, cpu, float32, head size 48)" for use in ("inference", "decode", "training")
+        f"attention ({use}, cpu, float32, head size 48, blocks)" for use in ("inference", "decode", "training")
     ]
-    chosen = {k: c.backend for k, c in kernels.decisions().items() if k.endswith("size 48")}
+    chosen = {k: c.backend for k, c in kernels.decisions().items() if k.endswith("size 48, blocks")}
     assert list(chosen.values()) == ["sdpa", "matmul", "sdpa"]
 
 
@@ -127,6 +143,16 @@ def test_shapes_that_do_not_fit_are_refused():
         kernels.attention(big, big, big, mask)
     with pytest.raises(ValueError, match="int64; use bfloat16"):
         kernels.attention(q.long(), q.long(), q.long(), mask)
+    with pytest.raises(ValueError, match="no heads or no features"):
+        kernels.attention(q[..., :0], q[..., :0], q[..., :0], mask)
+    with pytest.raises(ValueError, match=r"mask is Tensor; make a kernels\.BlockMask"):
+        kernels.attention(q, q, q, mask.visible())
+    with pytest.raises(ValueError, match="mask is on cpu, q on meta"):
+        kernels.attention(q.to("meta"), q.to("meta"), q.to("meta"), mask)
+    with pytest.raises(ValueError, match="scale is nan; give a finite number"):
+        kernels.attention(q, q, q, mask, scale=float("nan"))
+    with pytest.raises(ValueError, match=r"dtype torch\.int8 is not one of bfloat16"):
+        kernels.choose_backend("auto", "cpu", torch.int8, 64)
     two = BlockMask.from_lengths([3], torch.ones(2, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="mask has batch 2, q has 1"):
         kernels.attention(q, q, q, two)
@@ -144,19 +170,22 @@ def test_sdpa_splits_by_blocks_and_says_so():
     assert sdpa.describe(ragged) == "one call with a dense mask of 3 x 3"
 
 
-def test_fa4_tile_lists_are_the_mask():
+@pytest.mark.parametrize(
+    "size", [fa4.tile_size(64), fa4.tile_size(64, 10), fa4.tile_size(160), fa4.tile_size(256), flex.TILE]
+)
+def test_tile_lists_are_the_mask(size):
     g = torch.Generator().manual_seed(0)
     whole = BlockMask.from_lengths([150, 20, 100, 61])
     valid = torch.rand(2, 331, generator=g) < 0.9
     valid[0, :200] = True
     valid[1, 64:128] = False
     mask = BlockMask(whole.q_block, whole.k_block, torch.ones(1, 331, dtype=torch.bool), valid)
-    forward, backward = fa4.tile_lists(mask, 2)
-    (m, n), seen = fa4.BLOCK, mask.visible()
+    forward, backward = mask_tables.tile_lists(mask, 2, size)
+    (m, n), seen = size, mask.visible()
     for b in range(2):
-        for i in range(3):
+        for i in range(-(-331 // m)):
             part, full = (lists[1][b, 0, i, : lists[0][b, 0, i]].tolist() for lists in (forward[:2], forward[2:]))
-            for j in range(6):
+            for j in range(-(-331 // n)):
                 tile = seen[b, i * m : (i + 1) * m, j * n : (j + 1) * n]
                 assert (j in full) == bool(tile.all() and tile.shape[1] == n)
                 assert (j in part) == bool(tile.any() and j not in full)
@@ -164,6 +193,25 @@ def test_fa4_tile_lists_are_the_mask():
                 assert (i in backward[1][b, 0, j, : backward[0][b, 0, j]].tolist()) == (j in part)
 
 
+@pytest.mark.parametrize(("groups", "view"), [(1, True), (2, False)])
+def test_repeated_heads_are_those_of_grouped_attention(groups, view):
+    t = torch.randn(2, 3, groups, 4)
+    out = sdpa.repeat_heads(t, 3)
+    assert torch.equal(out, t.repeat_interleave(3, dim=2)) and (out.data_ptr() == t.data_ptr()) == view
+
+
 def test_fa4_adapter_imports_where_the_package_is_installed():
     pytest.importorskip("flash_attn.cute")
     assert fa4.missing_packages() == [] and callable(fa4._mask_function())
+
+
+@pytest.mark.slow
+def test_fa4_compiles_forward_and_backward_where_the_package_is_installed():
+    if missing := fa4.missing_packages():
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    script = Path(__file__).with_name("fa4_compile.py")
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(script.parents[2]), *sys.path])}
+    done = subprocess.run(
+        [sys.executable, str(script), "256", "128", "64"], env=env, capture_output=True, text=True, timeout=600
+    )
+    assert done.stdout.split("\n")[:3] == ["COMPILED 256", "COMPILED 128", "COMPILED 64"], done.stderr

@@ -37,3 +37,13 @@ def test_two_thousand_repeats_give_the_same_gradients(backend):
                 assert torch.equal(a, b)  # no atomics: the same bits
             else:
                 torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * float(b.abs().max()))
+
+
+def test_two_thousand_decode_calls_give_the_same_output():
+    g = torch.Generator().manual_seed(0)
+    prefix = BlockMask.from_lengths([2175], torch.rand(1, 2175, generator=g).cuda() < 0.9, device="cuda")
+    mask = BlockMask.suffix(prefix.k_block, prefix.k_valid, (1, 50))
+    q, k, v = (torch.randn(1, n, h, 256, generator=g).cuda().bfloat16() for n, h in ((51, 8), (2226, 1), (2226, 1)))
+    first = kernels.attention(q, k, v, mask, backend="triton")
+    for _ in range(2000):
+        assert torch.equal(kernels.attention(q, k, v, mask, backend="triton"), first)

@@ -12,10 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from kernels import BlockMask, mask_tables, reference, selftest, triton_attention, triton_backward, triton_decode
+from kernels import (
+    BlockMask,
+    autotune,
+    mask_tables,
+    reference,
+    selftest,
+    triton_attention,
+    triton_backward,
+    triton_decode,
+)
+from kernels.benchmark import Case
 from kernels.selftest import Problem, results
 from kernels.triton_forward import forward
-from kernels.triton_tiles import Options, Tile
+from kernels.triton_tiles import KINDS, Options, Tile
 
 NAN = float("nan")
 
@@ -112,8 +122,11 @@ def check_strided_inputs_and_compilation_change_nothing():
     strided = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (q, k, v))
     assert torch.equal(with_options()(*strided, p.mask, 0.25), expected)
     run = torch.compile(
-        lambda a, b, c: kernels.attention(a, b, c, p.mask, scale=0.25, backend="triton"), backend="aot_eager"
+        lambda a, b, c: kernels.attention(a, b, c, p.mask, scale=0.25, backend="triton"),
+        backend="aot_eager",
+        fullgraph=True,
     )
+    kernels.attention(*(t.clone().requires_grad_() for t in (q, k, v)), p.mask, backend="triton")  # prepares the mask
     a, b, c = (t.clone().requires_grad_() for t in (q, k, v))
     out = run(a, b, c)
     out.backward(p.dout.float())
@@ -140,6 +153,15 @@ def check_random_layouts(lengths, cached, heads, keep, seed):
     shape = ((Lq, H), (Lk, G), (Lk, G), (Lq, H))
     p = Problem(*(torch.randn(2, n, h, 16, generator=g, dtype=torch.float64) for n, h in shape), mask)
     assert max(relative(results(with_options(), p, torch.float32, True), exact_results(p, torch.float32))) < 1e-6
+
+
+def check_autotune_times_every_kernel_with_every_tile_that_fits():
+    mask = BlockMask.from_lengths([20, 12])
+    tiles = [Tile(16, 16, 4, 1), Tile(32, 16, 4, 1)]
+    case, table = Case("x", mask, 1, 4, 2, 16, True), dict.fromkeys(KINDS, tiles[0])
+    for kind in KINDS:
+        times = autotune.time_tiles(autotune.runner(case, kind, table, "cpu", torch.float16), tiles, "cpu", 1)
+        assert list(times) == tiles and min(times.values()) > 0
 
 
 def check_bfloat16_is_refused_because_the_interpreter_multiplies_its_bits():
