@@ -61,7 +61,8 @@ def main() -> None:
     print(f"{'environments':>12} {'steps/s, median':>16} {'best':>12}")
     for num_envs in args.num_envs:
         row = step_rate(num_envs, args.steps, args.repeats, args.seed, args.device)
-        result["speed"].append({"num_envs": num_envs, **row})
+        what = {"task": "ArmReach-v1", "num_envs": num_envs, "steps_per_second": row["median"]}
+        result["speed"].append({**what, **row})
         print(f"{num_envs:>12} {row['median']:>16,.0f} {row['best']:>12,.0f}")
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)

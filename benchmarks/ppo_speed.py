@@ -1,14 +1,15 @@
-"""PPO against its peers: `python -m benchmarks.ppo_speed [--json FILE] [--num_envs 1024] [--threads 2] [--device cpu]`.
+"""PPO against its peers: `python -m benchmarks.ppo_speed [--json FILE] [--num_envs 1024 ...] [--device cpu]`.
 
-Environment steps per second, learning included, of this project's PPO (eager and compiled), rsl_rl and
-Stable-Baselines3 on the same ArmReach environments with the same network, rollout, epochs and minibatches. Contenders
-take turns, one iteration each a round, so that whatever else the machine does hits all of them. The first rounds
-(compilation, allocation) do not count.
+Environment steps per second, learning included, of this project's PPO (eager, compiled and, on a GPU, as CUDA graphs),
+rsl_rl and Stable-Baselines3 on the same ArmReach environments with the same network, rollout, epochs and minibatches.
+Contenders take turns, one iteration each a round, so that whatever else the machine does hits all of them. The first
+rounds (compilation, allocation) do not count. For a GPU: `--device cuda --num_envs 4096 16384`.
 """
 
 import argparse
 import json
 import os
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -137,8 +138,21 @@ def stable_baselines3(num_envs: int, hidden: list[int], device: str, seed: int) 
     return lambda: algorithm.learn(rows, reset_num_timesteps=False, log_interval=None) and None
 
 
-def measure(contenders: dict[str, Iteration], rounds: int, warmup: int, rows: int, device: str) -> dict[str, Any]:
-    """Median and best steps/s of each."""
+def makers(num_envs: int, hidden: list[int], device: str, seed: int) -> dict[str, Callable[[], Iteration]]:
+    """Contenders by name; CUDA graphs where there is a GPU."""
+    settings = (num_envs, hidden, device, seed)
+    found: dict[str, Callable[[], Iteration]] = {
+        "ours": lambda: ours(*settings),
+        "ours_compiled": lambda: ours(*settings, "compile=true"),
+        "ours_cuda_graphs": lambda: ours(*settings, "compile=true", "compile_mode=cuda_graphs"),
+        "rsl_rl": lambda: rsl(*settings),
+        "stable_baselines3": lambda: stable_baselines3(*settings),
+    }
+    return found if device != "cpu" else {k: v for k, v in found.items() if k != "ours_cuda_graphs"}
+
+
+def measure(contenders: dict[str, Iteration], rounds: int, warmup: int, rows: int, device: str) -> list[dict[str, Any]]:
+    """One row a contender: median and best steps/s, and what was measured."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(warmup + rounds):
         for name, iteration in contenders.items():
@@ -148,8 +162,13 @@ def measure(contenders: dict[str, Iteration], rounds: int, warmup: int, rows: in
                 torch.cuda.synchronize()
             if i >= warmup:
                 seconds[name].append(time.perf_counter() - start)
-    rates = {name: sorted(rows / s for s in taken) for name, taken in seconds.items()}
-    return {name: {"median": r[len(r) // 2], "best": r[-1]} for name, r in rates.items()}
+    return [
+        {
+            "name": name, "algorithm": "PPO", "task": "ArmReach-v1", "env_steps": rows * rounds,
+            "wall_seconds": sum(taken), "steps_per_second": rows / statistics.median(taken), "best": rows / min(taken),
+        }
+        for name, taken in seconds.items()
+    ]  # fmt: skip
 
 
 def main() -> None:
@@ -158,31 +177,28 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--num_envs", type=int, default=1024)
+    parser.add_argument("--num_envs", type=int, nargs="+", default=[1024])
     parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--warmup", type=int, default=2)
-    parser.add_argument("--only", nargs="+", help="names of the contenders to run")
+    parser.add_argument("--only", nargs="+", help="contenders to run", choices=list(makers(1, [1], "cuda", 0)))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = (args.num_envs, args.hidden, args.device, args.seed)
-    makers: dict[str, Callable[[], Iteration]] = {
-        "ours": lambda: ours(*settings),
-        "ours_compiled": lambda: ours(*settings, "compile=true"),
-        "rsl_rl": lambda: rsl(*settings),
-        "stable_baselines3": lambda: stable_baselines3(*settings),
-    }
-    chosen = {name: make() for name, make in makers.items() if args.only is None or name in args.only}
-    rows = args.num_envs * STEPS
     result: dict[str, Any] = {
         "machine": machine(), "load": os.getloadavg()[0], "threads": args.threads, "device": args.device,
-        "seed": args.seed, "num_envs": args.num_envs, "hidden": args.hidden, "rounds": args.rounds,
-        "steps_per_second": measure(chosen, args.rounds, args.warmup, rows, args.device),
+        "seed": args.seed, "hidden": args.hidden, "rounds": args.rounds, "rows": [],
     }  # fmt: skip
-    print(f"{result['machine']}, {args.threads} threads, {args.num_envs} environments, ELU {args.hidden}")
-    print(f"{'':>20} {'steps/s, median':>16} {'best':>12}")
-    for name, row in result["steps_per_second"].items():
-        print(f"{name:>20} {row['median']:>16,.0f} {row['best']:>12,.0f}")
+    print(f"{result['machine']}, {args.threads} threads, {args.device}, ELU {args.hidden}")
+    print(f"{'environments':>12} {'':>20} {'steps/s, median':>16} {'best':>12} {'times first':>11}")
+    for num_envs in args.num_envs:
+        made = makers(num_envs, args.hidden, args.device, args.seed)
+        chosen = {name: make() for name, make in made.items() if args.only is None or name in args.only}
+        rows = measure(chosen, args.rounds, args.warmup, num_envs * STEPS, args.device)
+        for row in rows:
+            times = row["steps_per_second"] / rows[0]["steps_per_second"]
+            cells = f"{row['steps_per_second']:>16,.0f} {row['best']:>12,.0f} {times:>11.2f}"
+            print(f"{num_envs:>12} {row['name']:>20} {cells}")
+            result["rows"].append({"num_envs": num_envs, "seed": args.seed, **row})
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -1,10 +1,12 @@
 """Diffusion policy trained online from replay: Q-weighted variational policy optimisation (Ding et al. 2024, QVPO).
 
-For each state several actions are drawn from the policy, and the best one is learned with its advantage over their
-mean as weight of the denoising loss; uniform actions with a small share of that weight keep the policy spread out.
-No gradient goes through sampling. Unlike the published code a time limit is not an end: its target bootstraps.
+For each next state of a batch several actions are drawn from the policy: the best one gives the critics their target.
+They and actions near the best of them compete, and the winner is learned with its advantage over the drawn ones as
+weight of the denoising loss; uniform actions with a small share of that weight keep the policy spread out. So one
+drawing serves both. No gradient goes through sampling. Unlike in the published code a time limit is not an end: its
+target bootstraps.
 
-Letters: B batch, K drawn actions, U uniform actions, A action dims, N critics.
+Letters: B batch, K drawn actions, U uniform actions, A action dims, N critics, P passes of the sampler.
 """
 
 from copy import deepcopy
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rl.algorithms.guarded_step import Total, guarded_step
-from rl.config import DiffusionConfig
+from rl.config import ActorReduce, DiffusionConfig, TargetReduce
 from rl.data.replay import ReplayBatch
 from rl.models.ddpm import Diffusion
 from rl.models.dit import DiffusionTransformer, repeat
@@ -49,34 +51,56 @@ class DiffusionNetworks(nn.Module):
         )  # fmt: skip
         self.average = deepcopy(self.actor).requires_grad_(False)  # over updates; it acts
         self.diffusion = Diffusion(cfg.denoising_steps)
+        self.mean_of_critics = cfg.actor_reduce is ActorReduce.mean
         # What the deterministic policy draws its actions from, the same for every state.
-        self.register_buffer("greedy_noise", torch.randn(cfg.denoising_steps + 1, cfg.eval_samples, action_dim))
+        self.register_buffer("greedy_noise", torch.randn(cfg.denoising_steps, cfg.eval_samples, action_dim))
 
     def normalize(self, observation: TensorTree) -> TensorTree:
         return observation if self.normalizer is None else self.normalizer(observation)
 
     def draw(self, actor: DiffusionTransformer, features: Tensor, noises: Tensor) -> Tensor:
-        """(B, K, A) actions for features (B, F) from noises (T + 1, B, K, A)."""
-        _, B, K, A = noises.shape
-        cache = repeat(actor.encode(features), K)
+        """(B, K, A) actions for features (B, F) from noises (P, B, K, A)."""
+        P, B, K, A = noises.shape
+        context = repeat(actor.encode(features), K)
         steps = torch.arange(self.diffusion.steps, device=features.device)
-        rows = noises.view(-1, B * K, A)
-        return self.diffusion.denoise(lambda x, t: actor(cache, x, steps[t : t + 1]), rows).view(B, K, A)
+        rows = noises.reshape(P, B * K, A)
+        return self.diffusion.denoise(lambda x, t: actor(context, x, steps[t : t + 1]), rows).view(B, K, A)
+
+    def worth(self, critic: CriticEnsemble, features: Tensor, actions: Tensor) -> Tensor:
+        """(B, K): what the critics together think of actions (B, K, A)."""
+        B, K, A = actions.shape
+        q_NB = critic(features.repeat_interleave(K, 0), actions.reshape(B * K, A)).mean()
+        return (q_NB.mean(0) if self.mean_of_critics else q_NB.amin(0)).view(B, K)
 
     def forward(self, observation: TensorTree) -> Tensor:
         """The deterministic policy: raw observations (B, ...) -> actions (B, A), the best of `eval_samples`."""
         features = self.features(self.normalize(observation))
-        noises = self.greedy_noise[:, None].expand(-1, len(features), -1, -1).contiguous()
-        return best_of(self.draw(self.average, features, noises), self.critic, features)[0]
+        actions = self._fixed_draw(features, self.greedy_noise)
+        return chosen(actions, self.worth(self.critic, features, actions))
+
+    def _fixed_draw(self, features: Tensor, noise: Tensor) -> Tensor:
+        """(B, K, A) from noise (T, K, A), the same for every state."""
+        return self.draw(self.average, features, noise[:, None].expand(-1, features.shape[0], -1, -1))
 
 
-def best_of(actions_BKA: Tensor, critic: CriticEnsemble, features: Tensor) -> tuple[Tensor, Tensor]:
-    """The best (B, A) of K actions by the smallest critic, and its advantage (B,) over their mean."""
-    B, K, A = actions_BKA.shape
-    q_BK = critic(features.repeat_interleave(K, 0), actions_BKA.reshape(B * K, A)).mean().amin(0).view(B, K)
-    value_B, index_B = q_BK.max(1)
-    best_BA = actions_BKA.gather(1, index_B[:, None, None].expand(-1, 1, A)).squeeze(1)
-    return best_BA, value_B - q_BK.mean(1)
+def chosen(actions: Tensor, worth: Tensor) -> Tensor:
+    """(B, A): of actions (B, K, A) those worth (B, K) most."""
+    index = worth.argmax(1)[:, None, None].expand(-1, 1, actions.shape[2])
+    return actions.gather(1, index).squeeze(1)
+
+
+class SingleDraw(nn.Module):
+    """The deterministic policy for export: the draw from the first noise. The best of several would hang on which of
+    two nearly equal ones rounding makes the larger, which differs between runtimes."""
+
+    def __init__(self, networks: DiffusionNetworks) -> None:
+        super().__init__()
+        self.networks = networks
+
+    def forward(self, observation: TensorTree) -> Tensor:
+        """Raw observations (B, ...) -> actions (B, A) in [-1, 1]."""
+        nets = self.networks
+        return nets._fixed_draw(nets.features(nets.normalize(observation)), nets.greedy_noise[:, :1])[:, 0]
 
 
 class DiffusionPolicy:
@@ -107,26 +131,27 @@ class DiffusionPolicy:
     def act(self, observation: TensorTree, deterministic: bool = False) -> Tensor:
         """(B, A): the best of several by the critics; when exploring with Gaussian noise, less of it over time."""
         cfg, nets = self.cfg, self.networks
-        with self._sampling():
-            if deterministic:
-                return nets(observation)
-            features = nets.features(nets.normalize(observation))
-            best, _ = best_of(self._draw(nets.average, features, cfg.act_samples), nets.critic, features)
+        if deterministic:
+            return nets(observation)
+        features = nets.features(nets.normalize(observation))
+        drawn = self._draw(features, cfg.act_samples, cfg.denoising_steps)
+        best = self._best(nets.critic, features, drawn)
         scale = self._falling(cfg.noise, cfg.noise_final)
         return (best + scale * self._noise(len(best))).clamp(-1, 1)
 
     def _falling(self, first: float, last: float) -> float:
         return first + (last - first) * min(self.progress / self.cfg.noise_share, 1.0)
 
-    def _sampling(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cfg.sample_bfloat16)
+    def _draw(self, features: Tensor, count: int, passes: int) -> Tensor:
+        """(B, count, A), from the average actor."""
+        noises = self._noise(passes, len(features), count)
+        return self.networks.draw(self.networks.average, features, noises)
 
-    def _draw(self, actor: DiffusionTransformer, features: Tensor, count: int) -> Tensor:
-        """(B, count, A)"""
-        shape = (self.cfg.denoising_steps + 1, len(features), count, self.action_dim)
-        noises = torch.randn(shape, generator=self.generator, device=self.device)
-        with self._sampling():
-            return self.networks.draw(actor, features, noises)
+    def _best(self, critic: CriticEnsemble, features: Tensor, actions: Tensor) -> Tensor:
+        """(B, A) of actions (B, K, A)."""
+        if actions.shape[1] == 1:
+            return actions[:, 0]
+        return chosen(actions, self.networks.worth(critic, features, actions))
 
     def observe(self, observation: TensorTree, valid: Tensor | None = None) -> None:
         """Takes what the environments showed into the running statistics, if there are any."""
@@ -138,8 +163,8 @@ class DiffusionPolicy:
         if self.networks.normalizer is not None and self._total is not None:
             self.networks.normalizer.share(self._total)
 
-    def _noise(self, rows: int) -> Tensor:
-        return torch.randn(rows, self.action_dim, generator=self.generator, device=self.device)
+    def _noise(self, *rows: int) -> Tensor:
+        return torch.randn(*rows, self.action_dim, generator=self.generator, device=self.device)
 
     # --- learning --------------------------------------------------------------------------------------------------
 
@@ -162,14 +187,15 @@ class DiffusionPolicy:
                 nets.normalize(shift_pictures(x, cfg.random_shift, self.generator))
                 for x in (batch.observation, batch.next_observation)
             )
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            loss, q_mean = self._critic_loss(now, batch, after)
+            features = nets.features(after)
+            drawn = self._draw(features, cfg.train_samples, cfg.train_passes)
+        with self._precision():
+            loss, q_mean = self._critic_loss(now, batch, after, drawn)
         norm, finite = guarded_step(self.optimizers["critic"], loss, 0.0, self._total, self.world_size)
         metrics = {"critic_loss": loss.detach(), "critic_grad_norm": norm, "q_mean": q_mean}
         if self.updates % cfg.actor_delay == 0:
-            with torch.no_grad():
-                features = nets.features(now)[: max(cfg.actor_batch_size // self.world_size, 1)]
-            actor_loss, advantage = self._actor_loss(features)
+            rows = max(cfg.actor_batch_size // self.world_size, 1)
+            actor_loss, advantage = self._actor_loss(features[:rows], drawn[:rows])
             stepped = guarded_step(
                 self.optimizers["actor"], actor_loss, cfg.max_grad_norm, self._total, self.world_size
             )
@@ -181,18 +207,23 @@ class DiffusionPolicy:
         self.updates += 1
         return metrics | {"finite": finite}
 
-    def _critic_loss(self, now: TensorTree, batch: ReplayBatch, after: TensorTree) -> tuple[Tensor, Tensor]:
-        """Pessimistic one-step target with next actions of the average actor; discount 0 after terminations only."""
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+
+    def _critic_loss(
+        self, now: TensorTree, batch: ReplayBatch, after: TensorTree, drawn: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One-step target with the best of the `drawn` (B, K, A) next actions; discount 0 after terminations only."""
         cfg, nets = self.cfg, self.networks
         with torch.no_grad():
             judged = nets.target_features(after)
-            drawn = self._draw(nets.average, nets.features(after), cfg.target_samples)
-            action = drawn[:, 0] if cfg.target_samples == 1 else best_of(drawn, nets.target, judged)[0]
-            target = nets.target(judged, action).target(batch.reward * cfg.reward_scale, batch.discount, own=False)
+            action = self._best(nets.target, judged, drawn)
+            own = cfg.target_reduce is TargetReduce.own
+            target = nets.target(judged, action).target(batch.reward * cfg.reward_scale, batch.discount, own)
         value = nets.critic(nets.features(now), batch.action)
         return value.loss(target), value.mean().detach().mean()
 
-    def _actor_loss(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _actor_loss(self, features: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Denoising loss for states (B, F) with the advantage ("qadv") as weight, and the mean advantage.
 
         Weights are divided by their mean, so that neither reward scale nor progress changes the size of a step.
@@ -200,32 +231,35 @@ class DiffusionPolicy:
         cfg, nets = self.cfg, self.networks
         B, U = len(features), cfg.entropy_actions
         with torch.no_grad():
-            best, advantage = best_of(self._candidates(features), nets.critic, features)
+            best, advantage = self._improved(features, drawn)
             weight = advantage / advantage.mean().clamp_min(1e-8)
             uniform = torch.rand(B, U, self.action_dim, generator=self.generator, device=self.device) * 2 - 1
             actions = torch.cat([best[:, None], uniform], 1).flatten(0, 1)  # (B * (1 + U), A)
             t = torch.randint(cfg.denoising_steps, (len(actions),), generator=self.generator, device=self.device)
-            noise = self._noise(len(actions))
-            noisy = nets.diffusion.add_noise(actions, t, noise)
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            noisy = nets.diffusion.add_noise(actions, t, self._noise(len(actions)))
+        with self._precision():
             predicted = nets.actor(repeat(nets.actor.encode(features), 1 + U), noisy, t)
-        error = (predicted - noise).square().mean(1).view(B, 1 + U)
+        error = (predicted - actions).square().mean(1).view(B, 1 + U)
         entropy = cfg.entropy_weight + (cfg.entropy_weight_final - cfg.entropy_weight) * self.progress
         loss = (weight * (error[:, 0] + entropy * error[:, 1:].sum(1))).mean()
         return loss, advantage.mean()
 
-    def _candidates(self, features: Tensor) -> Tensor:
-        """(B, K, A): drawn actions, and actions near each of them, which cost no denoising."""
-        cfg = self.cfg
-        drawn = self._draw(self.networks.actor, features, cfg.train_samples)
-        if cfg.nearby_samples == 0:
-            return drawn
-        B, K, A = drawn.shape
-        shape = (B, K, cfg.nearby_samples, A)
-        noise = torch.randn(shape, generator=self.generator, device=self.device)
-        scale = self._falling(cfg.nearby_noise, cfg.nearby_noise_final)
-        near = (drawn[:, :, None] + scale * noise).clamp(-1, 1)
-        return torch.cat([drawn, near.flatten(1, 2)], 1)
+    def _improved(self, features: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """The best of `drawn` (B, K, A) and of actions near their best, which cost no denoising: (B, A), and its
+        advantage (B,) over the mean of those drawn."""
+        cfg, nets = self.cfg, self.networks
+        worth = nets.worth(nets.critic, features, drawn)
+        best, value = chosen(drawn, worth), worth.amax(1)
+        if cfg.nearby_samples:
+            noise = self._noise(len(best), cfg.nearby_samples)
+            noise[:, ::2] *= self._falling(cfg.nearby_noise, cfg.nearby_noise_final)  # wide: quick at first
+            noise[:, 1::2] *= cfg.nearby_noise_final  # narrow: exact where the policy is good already
+            near = (best[:, None] + noise).clamp(-1, 1)
+            worth_near = nets.worth(nets.critic, features, near)
+            better = worth_near.amax(1) > value
+            best = torch.where(better[:, None], chosen(near, worth_near), best)
+            value = torch.maximum(value, worth_near.amax(1))
+        return best, value - worth.mean(1)
 
     @staticmethod
     @torch.no_grad()
@@ -256,7 +290,7 @@ def check(cfg: DiffusionConfig) -> None:
         ("denoising_steps", cfg.denoising_steps, 2, 1000), ("gamma", cfg.gamma, 0, 1), ("tau", cfg.tau, 0, 1),
         ("ema_tau", cfg.ema_tau, 0, 1), ("actor_delay", cfg.actor_delay, 1, 1000), ("n_step", cfg.n_step, 1, 1000),
         ("train_samples", cfg.train_samples, 1 if cfg.nearby_samples else 2, 1000),
-        ("nearby_samples", cfg.nearby_samples, 0, 1000), ("target_samples", cfg.target_samples, 1, 1000),
+        ("nearby_samples", cfg.nearby_samples, 0, 1000), ("train_passes", cfg.train_passes, 1, cfg.denoising_steps),
         ("act_samples", cfg.act_samples, 1, 1000), ("eval_samples", cfg.eval_samples, 1, 1000),
         ("entropy_actions", cfg.entropy_actions, 0, 1000), ("noise_share", cfg.noise_share, 1e-6, 1),
         ("actor_batch_size", cfg.actor_batch_size, 1, cfg.batch_size), ("num_envs", cfg.num_envs, 1, 10**6),

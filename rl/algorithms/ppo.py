@@ -12,9 +12,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from rl.algorithms import ppo_losses as L
+from rl.algorithms.compiled import compiled
 from rl.algorithms.ppo_rollout import Batch
 from rl.config import (
     AdvantageNorm,
+    CompileMode,
     GradClip,
     LearningRate,
     Minibatches,
@@ -78,8 +80,10 @@ class Minibatch(NamedTuple):
     begins: Tensor | None
 
 
-def make_optimizer(cfg: PPOConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Adam, or the RMSprop of A2C."""
+def make_optimizer(
+    cfg: PPOConfig, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]
+) -> torch.optim.Optimizer:  # fmt: skip
+    """Adam, or the RMSprop of A2C. A group may have `lr_scale`, its learning rate relative to the others'."""
     if cfg.optimizer is OptimizerKind.rmsprop:
         return torch.optim.RMSprop(parameters, cfg.learning_rate, alpha=cfg.rmsprop_alpha, eps=cfg.optimizer_eps)
     return torch.optim.Adam(parameters, cfg.learning_rate, eps=cfg.optimizer_eps, fused=True)
@@ -97,8 +101,16 @@ class PPO:
         self.parallel, self.generator, self.micro_batches = parallel, generator, micro_batches
         self.learning_rate = cfg.learning_rate
         self.last: Minibatch | None = None
+        self._clipped: tuple[list[nn.Parameter], list[nn.Parameter]] | None = None
         self._total: L.Total = L.own if parallel.world_size == 1 else parallel.total
-        self._loss: Callable[..., tuple[Tensor, Tensor]] = torch.compile(self._losses) if cfg.compile else self._losses
+        self._loss: Callable[..., tuple[Tensor, Tensor]] = self._losses
+        if cfg.compile:
+            self._loss = compiled(self._losses, cfg.compile_mode, generator.device, "ppo")
+        if cfg.compile and cfg.compile_mode is CompileMode.cuda_graphs and micro_batches > 1:
+            raise ValueError(
+                "ppo.compile_mode=cuda_graphs does not go with training.gradient_accumulation_steps above 1: a graph "
+                "overwrites the gradients of the one before; use kernels"
+            )
 
     def update(self, batch: Batch, share: float) -> dict[str, float]:
         """Collective. All epochs over `batch`; `share` of the run that is done, for the annealing.
@@ -106,7 +118,9 @@ class PPO:
         Raises FloatingPointError on all ranks when a loss or gradient was not finite; parameters are as before.
         """
         clip = self._anneal(share, batch.logp)
-        before = [p.detach().clone() for p in self.policy.parameters()]
+        trained = [p for p in self.policy.parameters() if p.requires_grad]
+        before = [p.detach().clone() for p in trained]
+        self._clipped = None
         sums, updates, stopped = torch.zeros(7, device=batch.logp.device), 0, False
         scale = batch.scale
         for epoch in self._epochs(batch):
@@ -123,7 +137,7 @@ class PPO:
         values = (self._total(sums.double()) / self.parallel.world_size / max(updates, 1)).tolist()
         if not all(v == v and abs(v) != float("inf") for v in values):
             with torch.no_grad():
-                for p, old in zip(self.policy.parameters(), before, strict=True):
+                for p, old in zip(trained, before, strict=True):
                     p.copy_(old)
             raise FloatingPointError(f"loss, statistics and gradient norm of the update are {values}")
         names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "analytic_kl", "grad_norm")
@@ -292,9 +306,11 @@ class PPO:
         """Norm before clipping; of separately clipped parts the root of the sum of squares."""
         if self.cfg.grad_clip is GradClip.joint:
             return self.parallel.clip_grad_norm(self.policy.parameters(), self.cfg.max_grad_norm)
-        actor = self.parallel.clip_grad_norm(self.policy.actor_parameters(), self.cfg.max_grad_norm)
+        if self._clipped is None:  # once an update: looking them up costs as much as a small layer
+            self._clipped = self.policy.actor_parameters(), self.policy.critic_parameters()
+        actor = self.parallel.clip_grad_norm(self._clipped[0], self.cfg.max_grad_norm)
         # A second call through `parallel` would unscale the gradients of fp16 twice.
-        critic = nn.utils.clip_grad_norm_(self.policy.critic_parameters(), self.cfg.max_grad_norm)
+        critic = nn.utils.clip_grad_norm_(self._clipped[1], self.cfg.max_grad_norm)
         return (actor.square() + critic.square()).sqrt()
 
     # --- schedules -------------------------------------------------------------------------------------------------
@@ -310,4 +326,4 @@ class PPO:
 
     def _write_learning_rate(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = self.learning_rate * group.get("lr_scale", 1.0)

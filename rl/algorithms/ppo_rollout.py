@@ -79,9 +79,9 @@ class RolloutActor:
         if self.storage.length == 0:
             self._first_state = self.state
         with autocast:
-            self._out, self._value, self._next_state = self.policy.step(self._waiting, self.state, self.begins)
-        self._actions = self.policy.distribution.sample(self._out, self.generator)
-        sent: Tensor = self.action_map(self._actions)
+            drawn = self.policy.draw(self._waiting, self.state, self.begins, self.generator)
+        self._actions, self._out, self._value, self._next_state = drawn.actions, drawn.out, drawn.value, drawn.state
+        sent: Tensor = self.action_map(drawn.executed)
         return sent
 
     @torch.no_grad()

@@ -5,7 +5,6 @@ Letters: N critics, B batch, A action dims.
 """
 
 import math
-from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from typing import cast
@@ -14,7 +13,9 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from rl.algorithms.guarded_step import Stepped, Total, guarded_step, step_with
+from rl.algorithms.compiled import compiled
+from rl.algorithms.flat_parameters import FlatParameters
+from rl.algorithms.guarded_step import Stepped, Total, step_with
 from rl.config import ActorReduce, AlphaOn, CriticHead, LogStdMode, NetworkNorm, SACConfig, SACOptimizer, TargetReduce
 from rl.data.replay import ReplayBatch
 from rl.models.features import Features, shift_pictures
@@ -95,23 +96,25 @@ class SAC:
         self.networks = nets = SACNetworks(cfg, observation_space, action_dim).to(self.device)
         ratio = -cfg.target_entropy_ratio * action_dim
         self.target_entropy = ratio if cfg.target_entropy is None else cfg.target_entropy
+        self._flat = {"actor": FlatParameters(nets.actor), "critic": FlatParameters(nets.critic)}
+        self._fast, self._slow = self._flat["critic"].vector, FlatParameters(nets.target).vector
         self.optimizers = {
-            "actor": self._optimizer(nets.actor.parameters(), cfg.actor_lr, cfg.weight_decay),
-            "critic": self._optimizer(nets.critic.parameters(), cfg.critic_lr, cfg.weight_decay),
-            "alpha": self._optimizer([nets.log_alpha], cfg.alpha_lr, 0.0),
+            "actor": self._optimizer(self._flat["actor"].vector, cfg.actor_lr, cfg.weight_decay),
+            "critic": self._optimizer(self._flat["critic"].vector, cfg.critic_lr, cfg.weight_decay),
+            "alpha": self._optimizer(nets.log_alpha, cfg.alpha_lr, 0.0),
         }
         self._rates = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
-        self._fast, self._slow = list[Tensor](nets.critic.parameters()), list[Tensor](nets.target.parameters())
         self.updates = 0
         self._losses = self._critic_loss, self._actor_loss
         if cfg.compile:
-            self._losses = torch.compile(self._critic_loss), torch.compile(self._actor_loss)
+            critic, actor = (compiled(loss, cfg.compile_mode, self.device, "sac") for loss in self._losses)
+            self._losses = critic, actor
 
-    def _optimizer(self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    def _optimizer(self, parameter: nn.Parameter, lr: float, weight_decay: float) -> torch.optim.Optimizer:
         betas = (self.cfg.beta1, self.cfg.beta2)
         if self.cfg.optimizer is SACOptimizer.adam:
-            return torch.optim.Adam(parameters, lr, betas, fused=True)
-        return torch.optim.AdamW(parameters, lr, betas, weight_decay=weight_decay, fused=True)
+            return torch.optim.Adam([parameter], lr, betas, fused=True)
+        return torch.optim.AdamW([parameter], lr, betas, weight_decay=weight_decay, fused=True)
 
     # --- acting ----------------------------------------------------------------------------------------------------
 
@@ -216,7 +219,8 @@ class SAC:
         )
 
     def _step(self, name: str, loss: Tensor) -> dict[str, Tensor]:
-        stepped = guarded_step(self.optimizers[name], loss, self.cfg.max_grad_norm, self._total, self.world_size)
+        gradient = self._flat[name].gradient(loss)
+        stepped = step_with(self.optimizers[name], (gradient,), self.cfg.max_grad_norm, self._total, self.world_size)
         return self._stepped(name, loss.detach(), stepped)
 
     @staticmethod
@@ -225,7 +229,7 @@ class SAC:
 
     @torch.no_grad()
     def _move_target(self) -> None:
-        torch._foreach_lerp_(self._slow, self._fast, self.cfg.tau)
+        self._slow.lerp_(self._fast, self.cfg.tau)
 
     def advice(self, metrics: dict[str, float]) -> str | None:
         """What is wrong with the atoms for the returns that were seen (means of `update`), or None."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from rl.config.off_policy import OffPolicyConfig
+from rl.config.sac import ActorReduce, TargetReduce
 
 
 @dataclass
@@ -11,7 +12,7 @@ class DiffusionNetworkConfig:
     num_blocks: int = 4
     num_heads: int = 4
     mlp_ratio: int = 4
-    state_tokens: int = 4  # that an observation becomes
+    state_tokens: int = 1  # that an observation becomes
     action_tokens: int = 1  # that the action vector is cut into
     critic_hidden: list[int] = field(default_factory=lambda: [256, 256])
     critic_activation: str = "silu"  # tanh | elu | relu | silu
@@ -35,16 +36,17 @@ class DiffusionConfig(OffPolicyConfig):
     reward_scale: float = 1.0
     actor_delay: int = 1  # critic updates for each actor update
     actor_batch_size: int = 256  # states of an actor update, over all processes; at most batch_size
-    target_samples: int = 1  # next actions drawn for a target; the best one counts
-    train_samples: int = (
-        16  # actions drawn for each of these states; the best one is learned, weighted by its advantage
-    )
-    # Besides each of these drawn actions, so many with Gaussian noise compete; 0: published QVPO.
+    # Actions drawn for each next state of a batch: the best one gives the target, and the actor learns the best one,
+    # weighted by its advantage over all of them.
+    train_samples: int = 16
+    train_passes: int = 10  # denoising steps of these draws, evenly spaced out of denoising_steps
+    # Near the best of them so many actions with Gaussian noise compete for what the actor learns; 0: published QVPO.
     nearby_samples: int = 0
-    nearby_noise: float = (
-        0.2  # standard deviation (actions in [-1, 1]); falls with `noise` down to `nearby_noise_final`
-    )
+    # Standard deviations (actions in [-1, 1]): that of every second one falls with `noise` from the first to the final.
+    nearby_noise: float = 0.2
     nearby_noise_final: float = 0.05
+    target_reduce: TargetReduce = TargetReduce.min
+    actor_reduce: ActorReduce = ActorReduce.min  # of what the critics think when actions compete
     act_samples: int = 4  # when exploring: the best of so many
     eval_samples: int = 32  # when evaluated: the best of so many
     # Uniform actions are learned with this share of the weight, falling linearly over the run.
@@ -57,5 +59,4 @@ class DiffusionConfig(OffPolicyConfig):
     noise_share: float = 0.5
     obs_norm: bool = False
     obs_norm_eps: float = 1e-2
-    sample_bfloat16: bool = False  # actions are drawn under bfloat16 autocast
     network: DiffusionNetworkConfig = field(default_factory=DiffusionNetworkConfig)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from rl.config.compiling import CompileMode
+
 
 class TimeoutBootstrap(StrEnum):
     final_obs = "final_obs"  # value of the true last observation
@@ -65,6 +67,7 @@ class Encoder(StrEnum):
     auto = "auto"  # cnn for a picture (uint8, three dims), else none
     none = "none"
     cnn = "cnn"  # the Nature network (Mnih et al. 2015)
+    keypoints = "keypoints"  # spatial soft-argmax (Levine et al. 2016): where things are, for reaching
 
 
 @dataclass
@@ -121,6 +124,7 @@ class PPOConfig:
     clip_actions: bool = True  # to the bounds, only when sent to the environment
     rescale_actions: bool = False  # the policy acts in [-1, 1], the environment gets its own bounds
     compile: bool = False  # torch.compile of the update (losses, and gradients of the network)
+    compile_mode: CompileMode = CompileMode.kernels  # kernels | cuda_graphs (on a GPU)
     network: PPONetworkConfig = field(default_factory=PPONetworkConfig)
 
     def validate(self) -> None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from rl.config.compiling import CompileMode
 from rl.config.off_policy import OffPolicyConfig
 
 
@@ -83,4 +84,5 @@ class SACConfig(OffPolicyConfig):
     obs_norm_eps: float = 1e-2  # added to the std
     reward_scale: float = 1.0
     compile: bool = False  # torch.compile of losses and their gradients
+    compile_mode: CompileMode = CompileMode.kernels  # kernels | cuda_graphs (on a GPU)
     network: SACNetworkConfig = field(default_factory=SACNetworkConfig)

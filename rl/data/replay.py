@@ -147,27 +147,26 @@ class Replay:
         draw = torch.rand(batch, generator=generator, device=self.device)
         live = c["live"][env]
         first = c["head"][env] - live + (draw * live).long().clamp_max(live - 1)
-        reward = torch.zeros(batch, device=self.device)
-        discount = torch.ones_like(reward)
-        last = self._at(first, env)
+        begin = last = self._at(first, env)
+        reward = r["reward"][begin]
+        discount = torch.full_like(reward, self.gamma)
         running = torch.ones(batch, dtype=torch.bool, device=self.device)
-        for i in range(self.n_step):
+        for i in range(1, self.n_step):
             row = self._at(first + i, env)
-            if i > 0:
-                running = running & ~r["ended"][last] & (first + i < c["head"][env])
+            running = running & ~r["ended"][last] & (first + i < c["head"][env])
             last = torch.where(running, row, last)
             reward += torch.where(running, discount * r["reward"][row], 0.0)
             discount = torch.where(running, discount * self.gamma, discount)
         return ReplayBatch(
-            self._read_observation(r["slot"][self._at(first, env)].long(), env),
-            r["action"][self._at(first, env)],
+            self._read_observation(r["slot"][begin].long(), env),
+            r["action"][begin],
             reward,
             torch.where(r["terminated"][last], 0.0, discount),
             self._read_observation(r["slot"][last].long() + 1, env),
         )
 
     def _at(self, counter: Tensor, env: Tensor) -> Tensor:
-        return (counter % self.slots) * self.num_envs + env
+        return torch.add(env, counter % self.slots, alpha=self.num_envs)
 
     def _read_observation(self, slot: Tensor, env: Tensor) -> TensorTree:
         parts = {}

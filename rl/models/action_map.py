@@ -57,13 +57,13 @@ class DeterministicPolicy(nn.Module):
     def forward(self, observation: TensorTree) -> Tensor:
         x = observation if self.normalizer is None else self.normalizer(observation)
         if not self.policy.recurrent:
-            out, _, _ = self.policy.step(x, None, torch.empty(0))
+            best, _ = self.policy.best(x, None, torch.empty(0))
         else:
             first = x if isinstance(x, Tensor) else next(iter(x.values()))
             B = len(first)
             state = self.policy.initial_state(B) if self._state is None else self._state
             begins = torch.zeros(B, dtype=torch.bool, device=first.device) if self._begins is None else self._begins
-            out, _, self._state = self.policy.step(x, state, begins)
+            best, self._state = self.policy.best(x, state, begins)
             self._begins = None
-        actions: Tensor = self.action_map(self.policy.distribution.mode(out))
+        actions: Tensor = self.action_map(best)
         return actions

@@ -4,16 +4,18 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from rl.config import Encoder, InitKind, PPONetworkConfig
 from rl.models.cnn import NatureCNN
 from rl.models.distributions import Gaussian, make_distribution
+from rl.models.keypoints import KeypointEncoder
 from rl.models.linear import Linear
 from rl.models.mlp import mlp, orthogonal_
 from rl.models.recurrent import ResettingLSTM, State
 from rl.types import TensorTree
 
+PRIVILEGED = "critic"  # entry of a Dict observation (or critic_...) that the critic sees instead of the others
 ACTION_MASK = "action_mask"  # entry of a Dict observation: bool or int8 (B, P), 0 where an action is not allowed
 
 
@@ -26,20 +28,32 @@ class Evaluation(NamedTuple):
     out: Tensor  # (N, P) what the distribution is made of
 
 
+class Drawn(NamedTuple):
+    """One decision for each of E environments."""
+
+    actions: Tensor  # (E, ...) as they are kept for the update
+    executed: Tensor  # (E, ...) for the environments, in the policy's units
+    out: Tensor  # (E, P)
+    value: Tensor | None  # (E,) where it costs little
+    state: State | None
+
+
 class ObservationEncoder(nn.Module):
     """Observations (B, ...) -> features (B, width): vectors are concatenated, pictures go through a CNN each."""
 
-    def __init__(self, space: gym.Space, cfg: PPONetworkConfig) -> None:
+    def __init__(self, space: gym.Space, cfg: PPONetworkConfig, privileged: bool = False) -> None:
+        """`privileged`: of the entries for the critic alone instead of the others."""
         super().__init__()
         spaces = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else {"": space}
-        spaces.pop(ACTION_MASK, None)
+        spaces = {n: s for n, s in spaces.items() if n != ACTION_MASK and is_privileged(n) is privileged}
         self.pictures, self.vectors = nn.ModuleDict(), []
         self.width = 0
         for name, s in spaces.items():
             if not isinstance(s, gym.spaces.Box):
                 raise ValueError(f"no encoder for the observation {name or 'space'} {s}; use Box")
             if _is_picture(s, cfg.encoder):
-                cnn = NatureCNN(s.shape, cfg.cnn_width)
+                keypoints = cfg.encoder is Encoder.keypoints
+                cnn = KeypointEncoder(s.shape) if keypoints else NatureCNN(s.shape, cfg.cnn_width)
                 self.pictures[f"cnn_{name}"] = cnn
                 self.width += cnn.width
             else:
@@ -51,6 +65,11 @@ class ObservationEncoder(nn.Module):
         parts = [named[n].flatten(1).float() for n in self.vectors]
         parts += [cnn(named[n.removeprefix("cnn_")]) for n, cnn in self.pictures.items()]
         return parts[0] if len(parts) == 1 else torch.cat([p.float() for p in parts], -1)
+
+
+def is_privileged(name: str) -> bool:
+    """For the critic alone."""
+    return name == PRIVILEGED or name.startswith(f"{PRIVILEGED}_")
 
 
 def _is_picture(space: gym.spaces.Box, encoder: Encoder) -> bool:
@@ -66,21 +85,27 @@ class ActorCritic(nn.Module):
         """Raises ValueError for spaces it cannot serve."""
         super().__init__()
         self.encoder = ObservationEncoder(observation_space, cfg)
+        self.critic_encoder: ObservationEncoder | None = None
+        if isinstance(observation_space, gym.spaces.Dict) and any(map(is_privileged, observation_space.spaces)):
+            if cfg.shared or cfg.lstm:
+                raise ValueError("this task shows the critic more than the actor; set ppo.network.shared=false, lstm=0")
+            self.critic_encoder = ObservationEncoder(observation_space, cfg, privileged=True)
         self.lstm = ResettingLSTM(self.encoder.width, cfg.lstm) if cfg.lstm else None
         width = cfg.lstm or self.encoder.width
         last = cfg.hidden[-1] if cfg.hidden else width
         self.distribution = make_distribution(action_space, cfg.std, cfg.init_std)
         self.actor_body = mlp([width, *cfg.hidden], cfg.activation, activate_last=True)
-        self.critic_body = None if cfg.shared else mlp([width, *cfg.hidden], cfg.activation, activate_last=True)
+        seen = width if self.critic_encoder is None else self.critic_encoder.width
+        self.critic_body = None if cfg.shared else mlp([seen, *cfg.hidden], cfg.activation, activate_last=True)
         self.actor_head = Linear(last, self.distribution.outputs)
-        self.critic_head = Linear(last, 1)
+        self.critic_head = Linear(cfg.hidden[-1] if cfg.hidden else seen, 1)
         # With a common encoder or trunk the value costs little more than the action; else it is computed in one batch.
         self.value_with_action = cfg.shared or cfg.lstm > 0 or len(self.encoder.pictures) > 0
         self.masked = isinstance(observation_space, gym.spaces.Dict) and ACTION_MASK in observation_space.spaces
         if self.masked and isinstance(self.distribution, Gaussian):
             raise ValueError("an action_mask needs discrete actions")
         if cfg.init is InitKind.orthogonal:
-            for part in (self.encoder, self.actor_body, self.critic_body):
+            for part in (self.encoder, self.critic_encoder, self.actor_body, self.critic_body):
                 if part is not None:
                     orthogonal_(part)
             orthogonal_(self.actor_head, 0.01)
@@ -101,7 +126,7 @@ class ActorCritic(nn.Module):
         features, _ = self._features(observation, state, begins_TE)
         out = self._out(features, _flat(observation) if self.recurrent else observation)
         d = self.distribution
-        return Evaluation(d.log_prob(out, actions), d.entropy(out), self._value(features), out)
+        return Evaluation(d.log_prob(out, actions), d.entropy(out), self._value(features, observation), out)
 
     def step(
         self, observation: TensorTree, state: State | None, begins_E: Tensor
@@ -111,14 +136,29 @@ class ActorCritic(nn.Module):
             features, state = self._features(_sequence(observation), state, begins_E[None])
         else:
             features = self.encoder(observation)
-        return self._out(features, observation), self._value(features) if self.value_with_action else None, state
+        value = self._value(features, observation) if self.value_with_action else None
+        return self._out(features, observation), value, state
+
+    def draw(self, observation: TensorTree, state: State | None, begins_E: Tensor, generator: Generator) -> Drawn:
+        """Sampled actions; `generator` lives on the device."""
+        out, value, state = self.step(observation, state, begins_E)
+        actions = self.distribution.sample(out, generator)
+        return Drawn(actions, actions, out, value, state)
+
+    def best(
+        self, observation: TensorTree, state: State | None, begins_E: Tensor
+    ) -> tuple[Tensor, State | None]:  # fmt: skip
+        """The most likely actions, and the next state."""
+        out, _, state = self.step(observation, state, begins_E)
+        return self.distribution.mode(out), state
 
     def value(self, observation: TensorTree, state: State | None = None, begins_E: Tensor | None = None) -> Tensor:
         """(B,) float32; with an LSTM of observations that follow `state`."""
         if self.recurrent:
             assert begins_E is not None
-            return self._value(self._features(_sequence(observation), state, begins_E[None])[0])
-        return self._value(self.encoder(observation))
+            return self._value(self._features(_sequence(observation), state, begins_E[None])[0], observation)
+        features = self.encoder(observation) if self.critic_encoder is None else None
+        return self._value(features, observation)
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """Of the parts that the critic does not share."""
@@ -143,7 +183,11 @@ class ActorCritic(nn.Module):
         assert isinstance(observation, dict)
         return out.masked_fill(observation[ACTION_MASK] == 0, -1e8)
 
-    def _value(self, features: Tensor) -> Tensor:
+    def _value(self, features: Tensor | None, observation: TensorTree) -> Tensor:
+        """`features` of the actor, which a critic with observations of its own does not look at."""
+        if self.critic_encoder is not None:
+            features = self.critic_encoder(observation)
+        assert features is not None
         body = self.actor_body if self.critic_body is None else self.critic_body
         value: Tensor = self.critic_head(body(features))[:, 0].float()
         return value

@@ -1,20 +1,22 @@
-"""Diffusion transformer (Peebles and Xie 2023): predicts the noise in an action, given features of a state.
+"""Diffusion transformer (Peebles and Xie 2023): predicts a clean action from a noisy one, given features of a state.
 
-State tokens come first and see each other only; they are the same in every denoising step, so their keys and values
-are computed once (`encode`). Action tokens see both. The denoising step enters through AdaLN-Zero: scales, shifts and
-gates of every block, gates 0 at the start, so that a new network predicts 0.
+Action tokens attend to themselves and to state tokens. These do not depend on the denoising step: a small network makes
+them, and every block its keys and values of them, once a state (`encode`). The step enters through AdaLN-Zero: scales,
+shifts and gates of every block, gates 0 at the start, so that a new network predicts 0.
 
-Letters: B batch, S state tokens, L action tokens, W width, H heads, A action dims, F features.
+Letters: B batch, S state tokens, L action tokens, W width, H heads, A action dims, F features, T denoising steps.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import BlockMask, attention, choose_backend
+from rl.models.linear import Linear
+from rl.models.mlp import mlp
 
 
 class KeysValues(NamedTuple):
@@ -22,40 +24,44 @@ class KeysValues(NamedTuple):
     values: Tensor
 
 
-StateCache = list[KeysValues]  # one for each block
+class Context(NamedTuple):
+    """What is the same in every denoising step, and what is the same for every state."""
+
+    states: list[KeysValues]  # one for each block
+    modulations: list[Tensor]  # (T, 6 W) of each block, then (T, 2 W) of the output
 
 
 class Block(nn.Module):
-    """Self-attention and MLP, modulated (AdaLN-Zero)."""
+    """Attention and MLP, modulated (AdaLN-Zero)."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: int, backend: str) -> None:
         super().__init__()
         self.heads, self.backend = heads, backend
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, mlp_ratio * width), nn.Linear(mlp_ratio * width, width)
-        self.modulation = nn.Linear(width, 6 * width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        self.qkv, self.out = Linear(width, 3 * width), Linear(width, width)
+        self.state_kv = Linear(width, 2 * width)
+        self.up, self.down = Linear(width, mlp_ratio * width), Linear(mlp_ratio * width, width)
+        self.modulation = zero_linear(width, 6 * width)
 
-    def forward(
-        self, x: Tensor, condition: Tensor, mask: BlockMask, past: KeysValues | None
-    ) -> tuple[Tensor, KeysValues]:
-        """x (B, L, W), condition (B or 1, W), `past` of the state tokens; returns x and its own keys and values."""
+    def of_states(self, x: Tensor) -> KeysValues:
+        """Keys and values of state tokens (B, S, W)."""
+        B, S, W = x.shape
+        return KeysValues(*self.state_kv(x.view(B * S, W)).view(B, S, 2, self.heads, W // self.heads).unbind(2))
+
+    def forward(self, x: Tensor, modulation: Tensor, mask: BlockMask, states: KeysValues) -> Tensor:
+        """x (B, L, W), modulation (B or 1, 6 W)."""
         B, L, W = x.shape
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition))[:, None].chunk(6, -1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation[:, None].chunk(6, -1)
         h = torch.addcmul(shift1, F.layer_norm(x, (W,)), 1 + scale1)
-        q, k, v = self.qkv(h).view(B, L, 3, self.heads, W // self.heads).unbind(2)
-        own = KeysValues(k, v)
-        if past is not None:
-            k, v = torch.cat([past.keys, k], 1), torch.cat([past.values, v], 1)
-        seen = attention(q, k, v, mask, backend=self.backend).reshape(B, L, W)
-        x = torch.addcmul(x, gate1, self.out(seen))
+        q, k, v = self.qkv(h.view(B * L, W)).view(B, L, 3, self.heads, W // self.heads).unbind(2)
+        k, v = torch.cat([states.keys, k], 1), torch.cat([states.values, v], 1)
+        seen = attention(q, k, v, mask, backend=self.backend).reshape(B * L, W)
+        x = torch.addcmul(x, gate1, self.out(seen).view(B, L, W))
         h = torch.addcmul(shift2, F.layer_norm(x, (W,)), 1 + scale2)
-        return torch.addcmul(x, gate2, self.down(F.silu(self.up(h)))), own
+        return torch.addcmul(x, gate2, self.down(F.silu(self.up(h.view(B * L, W)))).view(B, L, W))
 
 
 class DiffusionTransformer(nn.Module):
-    """`encode` a batch of states once, then predict the noise of actions for them as often as wanted."""
+    """`encode` a batch of states once, then predict clean actions for them as often as wanted."""
 
     waves: Tensor
 
@@ -71,53 +77,58 @@ class DiffusionTransformer(nn.Module):
         if action_dim % action_tokens:
             raise ValueError(f"network.action_tokens {action_tokens} do not divide the {action_dim} action dims")
         self.width, self.state_tokens, self.action_tokens = width, state_tokens, action_tokens
-        self.states = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, state_tokens * width))
-        self.actions = nn.Linear(action_dim // action_tokens, width)
+        self.states = mlp([features, width, width, state_tokens * width], "silu", False, layernorm=True)
+        self.actions = Linear(action_dim // action_tokens, width)
         self.places = nn.Parameter(0.02 * torch.randn(action_tokens, width))
-        self.steps = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.steps = mlp([width, width, width], "silu", True)
         self.register_buffer("waves", sinusoids(steps, width), persistent=False)
-        self.state_condition = nn.Parameter(torch.zeros(1, width))
         backend = choose_backend(backend, device, torch.float32, width // heads)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, backend) for _ in range(num_blocks))
-        self.final = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, action_dim // action_tokens)
-        for layer in (self.final, self.head):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        self._masks: dict[torch.device, tuple[BlockMask, BlockMask]] = {}
+        self.final = zero_linear(width, 2 * width)
+        self.head = zero_linear(width, action_dim // action_tokens)
+        self._masks: dict[torch.device, BlockMask] = {}
 
-    def _mask(self, device: torch.device) -> tuple[BlockMask, BlockMask]:
-        """Of state tokens among themselves, and of action tokens that see both."""
+    def _mask(self, device: torch.device) -> BlockMask:
+        """Action tokens see all state tokens and each other."""
         if device not in self._masks:
             states = BlockMask.from_lengths([self.state_tokens], device=device)
-            joint = BlockMask.suffix(states.k_block, states.k_valid, [self.action_tokens])
-            self._masks[device] = (states, joint)
+            self._masks[device] = BlockMask.suffix(states.k_block, states.k_valid, [self.action_tokens])
         return self._masks[device]
 
-    def encode(self, features: Tensor) -> StateCache:
+    def encode(self, features: Tensor) -> Context:
         """features (B, F)."""
-        x = self.states(features).view(len(features), self.state_tokens, self.width)
-        mask, cache = self._mask(features.device)[0], []
-        for block in self.blocks:
-            x, own = block(x, self.state_condition, mask, None)
-            cache.append(own)
-        return cache
+        tokens = self.states(features).view(features.shape[0], self.state_tokens, self.width)  # len() is lost in export
+        step, blocks = self.steps(self.waves), cast(list[Block], list(self.blocks))
+        return Context(
+            [block.of_states(tokens) for block in blocks],
+            [layer(step) for layer in (*(block.modulation for block in blocks), self.final)],
+        )
 
-    def forward(self, cache: StateCache, noisy: Tensor, t: Tensor) -> Tensor:
-        """Predicted noise (B, A) float32 in `noisy` (B, A) at steps t (B,) or (1,) int64."""
-        mask = self._mask(noisy.device)[1]
-        condition = self.steps(self.waves[t])
-        x = self.actions(noisy.view(len(noisy), self.action_tokens, -1)) + self.places
-        for block, past in zip(self.blocks, cache, strict=True):
-            x, _ = block(x, condition, mask, past)
-        shift, scale = self.final(F.silu(condition))[:, None].chunk(2, -1)
-        x = torch.addcmul(shift, F.layer_norm(x, (self.width,)), 1 + scale)
-        return self.head(x).reshape(noisy.shape).float()
+    def forward(self, context: Context, noisy: Tensor, t: Tensor) -> Tensor:
+        """Predicted clean action (B, A) float32 of `noisy` (B, A) at steps t (B,) or (1,) int64."""
+        B, L, W = noisy.shape[0], self.action_tokens, self.width
+        mask = self._mask(noisy.device)
+        x = self.actions(noisy.reshape(B * L, -1)).view(B, L, W) + self.places
+        *modulations, last = (table[t] for table in context.modulations)
+        for block, modulation, states in zip(self.blocks, modulations, context.states, strict=True):
+            x = block(x, modulation, mask, states)
+        shift, scale = last[:, None].chunk(2, -1)
+        x = torch.addcmul(shift, F.layer_norm(x, (W,)), 1 + scale)
+        return self.head(x.view(B * L, W)).view(noisy.shape).float()
 
 
-def repeat(cache: StateCache, times: int) -> StateCache:
+def zero_linear(inputs: int, outputs: int) -> Linear:
+    layer = Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def repeat(context: Context, times: int) -> Context:
     """Every state `times` times in a row."""
-    return [KeysValues(k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)) for k, v in cache]
+    if times == 1:
+        return context
+    return context._replace(states=[KeysValues(*(x.repeat_interleave(times, 0) for x in s)) for s in context.states])
 
 
 def sinusoids(steps: int, width: int) -> Tensor:

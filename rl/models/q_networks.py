@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rl.models.ensemble import EnsembleLayerNorm, EnsembleLinear
+from rl.models.fused_mlp import FusedMLP
 from rl.models.mlp import ACTIVATIONS
 
 
@@ -119,16 +120,24 @@ class CriticEnsemble(nn.Module):
         self.norms = nn.ModuleList(EnsembleLayerNorm(members, b) for b in hidden if layernorm)
         self.register_buffer("atoms", atoms)
         self.head = EnsembleLinear(members, widths[-1], 1 if atoms is None else len(atoms))
+        in_order: list[Tensor] = []
+        for i, layer in enumerate(self.layers):
+            in_order += [*layer.parameters(), *(self.norms[i].parameters() if layernorm else ())]
+        self.fused = FusedMLP([*in_order, *self.head.parameters()], activation, layernorm, ensemble=True)
 
     def forward(self, features: Tensor, action: Tensor, frozen: bool = False) -> Value:
         """features (B, O), action (B, A) in [-1, 1]. frozen: gradients reach the inputs only."""
         x = torch.cat([features, action], -1)
+        if self.fused.fits(x):
+            return self._value(self.fused(x, frozen))
         for i, layer in enumerate(self.layers):
             x = layer(x, frozen)
             if len(self.norms):
                 x = self.norms[i](x, frozen)
             x = self.activation(x)
-        out = self.head(x, frozen)
+        return self._value(self.head(x, frozen))
+
+    def _value(self, out: Tensor) -> Value:
         if self.atoms is None:
             return ScalarValue(out.squeeze(-1).float())
         return CategoricalValue(out, self.atoms)

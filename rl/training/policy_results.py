@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rl import config as rl_config
-from rl.training import cli, policy_export, provenance
+from rl.training import cli, policies, policy_export, provenance
 from rl.training.atomic_io import write_atomic
 from rl.training.policy_phase import PolicyPhase
 from rl.training.run_dir import RunDir
@@ -31,7 +31,7 @@ def finish(args: cli.Args, phase: PolicyPhase, run: RunDir) -> None:
         "command": f"python -m rl.training.train_{args.phase} " + shlex.join(provenance.redact(sys.argv[1:])),
     }  # fmt: skip
     if block.export:
-        result["export"] = policy_export.export(phase.inner.greedy, phase.inner.env, run.path / "export")
+        result["export"] = policy_export.export(policies.exportable(phase.inner), phase.inner.env, run.path / "export")
     write_atomic(run.path / RESULT, json.dumps(result, indent=1) + "\n")
     if args.json is not None:
         args.json.parent.mkdir(parents=True, exist_ok=True)

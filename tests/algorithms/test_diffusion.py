@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from rl.algorithms.diffusion import DiffusionPolicy, best_of, check
+from rl.algorithms.diffusion import DiffusionPolicy, check, chosen
 from rl.algorithms.guarded_step import guarded_step
-from rl.config import DiffusionConfig, DiffusionNetworkConfig
+from rl.config import ActorReduce, DiffusionConfig, DiffusionNetworkConfig, TargetReduce
 from rl.data.replay import ReplayBatch
 
 OBS, ACT, B = 3, 2, 16
@@ -40,62 +40,64 @@ class Judge(torch.nn.Module):
         return type("Value", (), {"mean": lambda self: torch.stack([q, q - 1])})()
 
 
-def test_the_best_of_several_actions_is_the_one_the_smallest_critic_prefers() -> None:
+@pytest.mark.parametrize("reduce", ActorReduce)
+def test_the_best_of_several_actions_is_the_one_the_critics_prefer(reduce: ActorReduce) -> None:
+    policy = make(actor_reduce=reduce)
     actions = torch.tensor([[[0.0, 0.0], [0.5, 0.5], [1.0, 1.0]], [[0.4, 0.5], [-1.0, 0.5], [0.5, -1.0]]])
-    best, advantage = best_of(actions, Judge(), torch.zeros(2, OBS))  # type: ignore[arg-type]
-    torch.testing.assert_close(best, torch.tensor([[0.5, 0.5], [0.4, 0.5]]))
+    worth = policy.networks.worth(Judge(), torch.zeros(2, OBS), actions)  # type: ignore[arg-type]
     q = torch.tensor([[-0.5, 0.0, -0.5], [-0.01, -2.25, -2.25]])
-    torch.testing.assert_close(advantage, q.amax(1) - q.mean(1))
+    torch.testing.assert_close(worth, q - (0.5 if reduce is ActorReduce.mean else 1.0))
+    torch.testing.assert_close(chosen(actions, worth), torch.tensor([[0.5, 0.5], [0.4, 0.5]]))
 
 
-def test_targets_bootstrap_at_time_limits_and_not_after_terminations() -> None:
+@pytest.mark.parametrize("reduce", TargetReduce)
+def test_targets_bootstrap_at_time_limits_and_not_after_terminations(reduce: TargetReduce) -> None:
     """The discount of the replay decides, which is 0 after a termination only."""
-    policy = make(reward_scale=2.0)
+    policy = make(reward_scale=2.0, target_reduce=reduce)
     b = batch()
     b.discount[:5] = 0.0
-    nets, state = policy.networks, policy.generator
-    assert state is not None
-    before = state.get_state()
-    loss, _ = policy._critic_loss(b.observation, b, b.next_observation)
-    state.set_state(before)
-    action = policy._draw(nets.average, b.next_observation, 1)[:, 0]
-    after = nets.target(b.next_observation, action).mean().amin(0)
-    target = 2.0 * b.reward + b.discount * after
+    nets = policy.networks
+    assert isinstance(b.next_observation, torch.Tensor)
+    drawn = policy._draw(b.next_observation, 3, 10)
+    loss, _ = policy._critic_loss(b.observation, b, b.next_observation, drawn)
+    worth = torch.stack([nets.target(b.next_observation, drawn[:, k]).mean().amin(0) for k in range(3)], 1)
+    action = drawn[torch.arange(B), worth.argmax(1)]
+    after = nets.target(b.next_observation, action).mean()
+    target = 2.0 * b.reward + b.discount * (after if reduce is TargetReduce.own else after.amin(0))
     now = nets.critic(b.observation, b.action).mean()
     assert loss.item() == pytest.approx((0.5 * (now - target).square().mean(1).sum()).item(), rel=1e-5)
-    torch.testing.assert_close(target[:5], 2.0 * b.reward[:5])
+    torch.testing.assert_close(target[..., :5], 2.0 * b.reward[:5].expand_as(target[..., :5]))
 
 
 def test_the_actor_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = make(entropy_weight=0.5, entropy_weight_final=0.1)
     policy.set_progress(0.5)  # weight 0.3
-    features = torch.randn(B, OBS)
-    drawn: list[torch.Tensor] = []
+    features, drawn = torch.randn(B, OBS), torch.rand(B, 4, ACT) * 2 - 1
+    seen: list[torch.Tensor] = []
     nets, generator = policy.networks, policy.generator
     assert generator is not None
     predict = type(nets.actor).forward
 
-    def spy(self: Any, cache: Any, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        out = predict(self, cache, noisy, t)
-        if torch.is_grad_enabled():
-            drawn.extend([noisy, t, out.detach()])
+    def spy(self: Any, context: Any, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        out = predict(self, context, noisy, t)
+        seen.extend([noisy, t, out.detach()])
         return out
 
     start = generator.get_state()
     with monkeypatch.context() as patch:
         patch.setattr(type(nets.actor), "forward", spy)
-        loss, advantage = policy._actor_loss(features)
+        loss, advantage = policy._actor_loss(features, drawn)
     generator.set_state(start)
-    with torch.no_grad():
-        best, adv = best_of(policy._draw(nets.actor, features, 4), nets.critic, features)
+    q = torch.stack([nets.critic(features, drawn[:, k]).mean().amin(0) for k in range(4)], 1)
+    best, adv = drawn[torch.arange(B), q.argmax(1)], (q.amax(1) - q.mean(1)).detach()
     uniform = torch.rand(B, 2, ACT, generator=generator) * 2 - 1
     t = torch.randint(10, (3 * B,), generator=generator)
     noise = torch.randn(3 * B, ACT, generator=generator)
     actions = torch.cat([best[:, None], uniform], 1).view(-1, ACT)
-    noisy, steps, predicted = drawn
+    noisy, steps, predicted = seen
     torch.testing.assert_close(noisy, nets.diffusion.add_noise(actions, t, noise))
     assert torch.equal(steps, t)
-    error = (predicted - noise).square().mean(1).view(B, 3)
+    error = (predicted - actions).square().mean(1).view(B, 3)
     by_hand = (adv / adv.mean() * (error[:, 0] + 0.3 * (error[:, 1] + error[:, 2]))).mean()
     assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
     assert advantage.item() == pytest.approx(adv.mean().item())
@@ -103,7 +105,7 @@ def test_the_actor_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_gradients_of_the_actor_come_from_the_denoising_loss_only() -> None:
     policy = make()
-    loss, _ = policy._actor_loss(torch.randn(B, OBS))
+    loss, _ = policy._actor_loss(torch.randn(B, OBS), torch.rand(B, 4, ACT))
     loss.backward()
     assert all(p.grad is None for p in [*policy.networks.critic.parameters(), *policy.networks.average.parameters()])
     assert policy.networks.actor.head.weight.grad is not None
@@ -136,41 +138,65 @@ def test_exploration_noise_falls_over_its_share_of_the_run() -> None:
     assert spreads == pytest.approx([0.4, 0.25, 0.1, 0.1], rel=0.05)
 
 
-def test_actions_near_the_drawn_ones_compete_at_a_distance_that_falls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Noise 0.2 to 0.05 over half of the run; none of them leaves [-1, 1]."""
-    policy = make(train_samples=2, nearby_samples=400, nearby_noise=0.2, nearby_noise_final=0.05, noise_share=0.5)
-    drawn = torch.tensor([[[0.1, -0.2], [1.0, 0.3]]])
-    monkeypatch.setattr(policy, "_draw", lambda *_: drawn)
+def test_actions_near_the_best_drawn_one_compete_at_a_distance_that_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every second one with noise 0.2 to 0.05 over half of the run, the others with 0.05; none of them leaves [-1, 1];
+    the advantage is over those drawn."""
+    policy = make(nearby_samples=400, nearby_noise=0.2, nearby_noise_final=0.05, noise_share=0.5)
+    nets = policy.networks
+    nets.critic = Judge()  # type: ignore[assignment]
+    drawn = torch.tensor([[[0.1, 0.4], [1.0, 0.98]]])  # worth -1.17 and -1.4804 by the smaller critic
+    judged: list[torch.Tensor] = []
+    worth = nets.worth
+
+    def spy(critic: Any, features: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        judged.append(actions)
+        return worth(critic, features, actions)
+
+    monkeypatch.setattr(nets, "worth", spy)
     for progress, scale in [(0.0, 0.2), (0.25, 0.125), (1.0, 0.05)]:
         policy.set_progress(progress)
-        candidates = policy._candidates(torch.zeros(1, OBS))
-        assert candidates.shape == (1, 2 + 800, ACT) and candidates.abs().max() <= 1
-        assert torch.equal(candidates[:, :2], drawn)
-        near = candidates[0, 2:402] - drawn[0, 0]
-        assert near.std().item() == pytest.approx(scale, rel=0.1)
+        judged.clear()
+        best, advantage = policy._improved(torch.zeros(1, OBS), drawn)
+        first, near = judged
+        assert torch.equal(first, drawn) and near.shape == (1, 400, ACT) and near.abs().max() <= 1
+        for rows, noise in [(near[0, ::2], scale), (near[0, 1::2], 0.05)]:
+            assert (rows - drawn[0, 0]).std().item() == pytest.approx(noise, rel=0.1)
+        nearest = (near[0] - 0.5).square().sum(1).min()
+        torch.testing.assert_close((best[0] - 0.5).square().sum(), nearest)
+        torch.testing.assert_close(advantage[0], -1 - nearest - (-1.17 - 1.4804) / 2)
+
+
+def test_when_nothing_near_is_better_the_best_drawn_action_stays() -> None:
+    policy = make(nearby_samples=5)
+    policy.networks.critic = Judge()  # type: ignore[assignment]
+    best, advantage = policy._improved(torch.zeros(1, OBS), torch.tensor([[[0.5, 0.5], [0.5, 0.0]]]))
+    torch.testing.assert_close(best, torch.tensor([[0.5, 0.5]]))
+    torch.testing.assert_close(advantage, torch.tensor([0.125]))
 
 
 def test_the_policy_moves_to_where_the_critic_is_high() -> None:
-    """The best action is 0.5 in both dims; a new policy draws actions at the borders, 0.8 away on average."""
-    policy = make(actor_lr=3e-3, train_samples=8, ema_tau=0.1)
+    """The best action is 0.5 in both dims; a new policy draws zeros."""
+    policy = make(actor_lr=3e-3, train_samples=1, nearby_samples=8, ema_tau=0.1)
     nets = policy.networks
     nets.critic = Judge()  # type: ignore[assignment]
 
     def away() -> float:
-        return (policy._draw(nets.average, torch.randn(200, OBS), 1) - 0.5).abs().mean().item()
+        return (policy._draw(torch.randn(200, OBS), 1, 10) - 0.5).abs().mean().item()
 
     start = away()
     for _ in range(80):
-        loss, _ = policy._actor_loss(torch.randn(B, OBS))
+        features = torch.randn(B, OBS)
+        loss, _ = policy._actor_loss(features, policy._draw(features, 1, 2))
         assert guarded_step(policy.optimizers["actor"], loss, 2.0).finite == 1
         policy._follow(nets.actor, nets.average, 0.1)
-    assert start > 0.6 and away() < 0.3
+    assert start == pytest.approx(0.5) and away() < 0.15
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"train_samples": 1}, r"diffusion\.train_samples is 1; it must lie between 2 and 1000"),
+        ({"train_passes": 11}, r"diffusion\.train_passes is 11; it must lie between 1 and 10"),
         ({"actor_batch_size": 64, "batch_size": 32}, r"diffusion\.actor_batch_size is 64; .* between 1 and 32"),
     ],
 )

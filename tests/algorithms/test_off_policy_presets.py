@@ -3,11 +3,14 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from rl import config as C
 from rl.algorithms.diffusion import DiffusionPolicy
-from rl.algorithms.sac import SAC
+from rl.algorithms.sac import MAX_EDGE_MASS, MIN_SPREAD, SAC
 from rl.config import ActorReduce, AlphaOn, CriticHead, LogStdMode, NetworkNorm, SACConfig, TargetReduce, Warmup
+from rl.envs.arm_expert import expert_actions
+from rl.envs.arm_reach import HORIZON, ArmReach
 
 SPACE = gym.spaces.Box(-1, 1, (21,), np.float32)
 
@@ -52,8 +55,30 @@ def test_every_sac_preset_can_be_built(name: str) -> None:
     assert SAC(cfg, SPACE, 7).networks.actor.head.out_features == 14
 
 
+def test_the_atoms_of_the_reach_preset_hold_the_returns_of_reaching_and_tell_them_apart() -> None:
+    """From a random policy, which is what learning begins with, to the expert, which is where it ends."""
+    sac = preset("fastsac_reach").sac
+    net = sac.network
+    spacing = (net.v_max - net.v_min) / (net.num_atoms - 1)
+    env, g = ArmReach(200, random_phase=False), torch.Generator().manual_seed(0)
+    for policy in (lambda obs: torch.rand(200, 7, generator=g) * 2 - 1, expert_actions):
+        obs, rewards = env.reset(3), []
+        for _ in range(HORIZON):
+            step = env.step(policy(obs))
+            obs, rewards = step.observation, [*rewards, step.reward * sac.reward_scale]
+        returns, seen = torch.zeros(200), []
+        for reward in reversed(rewards):
+            returns = reward + sac.gamma * returns
+            seen.append(returns)
+        values = torch.cat(seen[30:])  # those of which the discount has forgotten the end
+        outside = (values < net.v_min) | (values > net.v_max)  # a few of a random arm that points away from the target
+        assert float(outside.float().mean()) < MAX_EDGE_MASS / 2
+        assert float(values.std()) > MIN_SPREAD * spacing
+
+
 def test_the_diffusion_preset_is_a_transformer_of_four_blocks_of_128_and_ten_steps() -> None:
     cfg = preset("dit").diffusion
     policy = DiffusionPolicy(cfg, SPACE, 7)
     assert (len(policy.networks.actor.blocks), policy.networks.actor.width, cfg.denoising_steps) == (4, 128, 10)
     assert cfg.learning_starts == 64 and cfg.report_episodes == 10
+    assert preset("dit").arm.save_every == 10 * HORIZON

@@ -221,6 +221,21 @@ def test_critics_learn_a_reward_that_depends_on_the_action_and_the_actor_finds_i
     assert (action - 0.5).abs().mean() < 0.12
 
 
+def test_parameters_and_the_vector_that_is_optimised_are_one_memory() -> None:
+    sac = make(small())
+    flat = sac._flat["critic"]
+    assert flat.vector.numel() == sum(p.numel() for p in sac.networks.critic.parameters())
+    with torch.no_grad():
+        flat.vector.fill_(0.5)
+    assert all(bool((p == 0.5).all()) for p in sac.networks.critic.parameters())
+    sac.networks.load_state_dict(make(small(), seed=1).networks.state_dict())
+    loaded = torch.cat([p.flatten() for p in sac.networks.critic.parameters()])
+    assert torch.equal(flat.vector, loaded)
+    sac.networks.double()  # moves the parameters elsewhere
+    with pytest.raises(AssertionError, match="the module was moved"):
+        flat.gradient(loaded.sum())
+
+
 def test_a_gradient_that_is_not_finite_changes_no_parameter_and_is_reported() -> None:
     sac = make(small())
     before = parameters(sac)

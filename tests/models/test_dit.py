@@ -1,4 +1,4 @@
-"""The diffusion transformer: what sees what, what the cache may not change, and that it can fit a distribution."""
+"""The diffusion transformer: what sees what, what repeating states may not change, and that it fits a distribution."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_every_action_dim_depends_on_state_step_and_every_other_dim(tokens: int)
     assert (out != other).all()
 
 
-def test_states_are_encoded_without_looking_at_actions_and_a_repeated_cache_serves_many() -> None:
+def test_states_are_encoded_without_looking_at_actions_and_repeated_ones_serve_many() -> None:
     model = awake(action_tokens=2)
     features, noisy = torch.randn(3, 5), torch.randn(12, 6)
     t = torch.randint(10, (12,))
@@ -71,14 +71,14 @@ def test_it_fits_two_modes_that_depend_on_the_state() -> None:
         mode = torch.randint(2, (128, 1)) * 2.0 - 1
         clean = torch.cat([0.6 * mode, 0.6 * mode * sign], 1)
         t, noise = torch.randint(10, (128,)), torch.randn(128, 2)
-        loss = (model(model.encode(sign), diffusion.add_noise(clean, t, noise), t) - noise).square().mean()
+        loss = (model(model.encode(sign), diffusion.add_noise(clean, t, noise), t) - clean).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     sign = torch.tensor([1.0, -1.0]).repeat(200)[:, None]
     with torch.no_grad():
-        cache = model.encode(sign)
-        out = diffusion.denoise(lambda x, t: model(cache, x, torch.tensor([t])), torch.randn(11, 400, 2))
+        context = model.encode(sign)
+        out = diffusion.denoise(lambda x, t: model(context, x, torch.tensor([t])), torch.randn(10, 400, 2))
     assert (out.abs() - 0.6).abs().mean() < 0.1
     assert ((out[:, 0] * out[:, 1]).sign() == sign[:, 0]).float().mean() > 0.95
     assert 0.3 < (out[:, 0] > 0).float().mean() < 0.7

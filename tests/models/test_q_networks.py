@@ -1,6 +1,7 @@
 """Critics: the C51 projection against brute force, ensembles against single networks."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
@@ -84,6 +85,38 @@ def test_an_ensemble_is_its_members_side_by_side(layernorm: bool) -> None:
             x = nn.functional.silu(x)
         out = x @ critic.head.weight[n] + critic.head.bias[n]
         torch.testing.assert_close(values[n], out[:, 0])
+
+
+@settings(max_examples=25)
+@given(
+    hidden=st.lists(st.integers(1, 12), min_size=1, max_size=3), members=st.integers(1, 3), rows=st.integers(1, 9),
+    activation=st.sampled_from(["relu", "silu", "tanh"]), layernorm=st.booleans(), frozen=st.booleans(),
+    categorical=st.booleans(),
+)  # fmt: skip
+def test_values_and_every_gradient_are_those_of_double_precision(
+    hidden: list[int], members: int, rows: int, activation: str, layernorm: bool, frozen: bool, categorical: bool
+) -> None:
+    """In single precision the whole network is one operation, in double precision it goes layer by layer."""
+    torch.manual_seed(0)
+    # A normalised layer of width 1 is always 0, and its gradient rounding alone.
+    widths = [max(2, h) for h in hidden]
+    atoms = torch.linspace(-1, 1, 7) if categorical else None
+    single = CriticEnsemble(5, 3, widths, members, activation, layernorm, atoms)
+    with torch.no_grad():
+        for p in single.parameters():
+            p += 0.1 * torch.randn_like(p)
+    found = []
+    features, action = torch.randn(rows, 5), torch.randn(rows, 3)
+    for critic in (single, deepcopy(single).double()):
+        dtype = critic.head.weight.dtype
+        inputs = [x.to(dtype).requires_grad_() for x in (features, action)]
+        value = critic(*inputs, frozen=frozen)
+        out = value.logits_NBK if isinstance(value, CategoricalValue) else value.mean()
+        loss = out.square().sum() + value.mean().mean(0).sum()
+        trained = [] if frozen else list(critic.parameters())
+        found.append([out, *torch.autograd.grad(loss, [*inputs, *trained])])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), two.double(), rtol=1e-3, atol=1e-3)
 
 
 def test_a_frozen_critic_passes_gradients_to_the_action_only() -> None:

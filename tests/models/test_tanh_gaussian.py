@@ -1,9 +1,12 @@
 """The squashed Gaussian against numerical integration."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rl.models.tanh_gaussian import Gaussian, TanhGaussianActor, log_prob, log_tanh_slope, sample
 
@@ -54,3 +57,36 @@ def test_log_std_modes_and_zero_heads() -> None:
     with torch.no_grad():
         cut.head.bias.copy_(torch.tensor([0.0, 0.0, -9.0, 9.0]))
     assert cut(torch.zeros(1, 3)).log_std.tolist() == [[-1.0, 0.5]]
+
+
+@settings(max_examples=15)
+@given(
+    hidden=st.lists(st.integers(2, 12), min_size=1, max_size=3), rows=st.integers(1, 9),
+    activation=st.sampled_from(["relu", "silu", "elu"]), layernorm=st.booleans(), squash=st.booleans(),
+)  # fmt: skip
+def test_the_policy_and_every_gradient_are_those_of_double_precision(
+    hidden: list[int], rows: int, activation: str, layernorm: bool, squash: bool
+) -> None:
+    """In single precision the whole network is one operation, in double precision it goes layer by layer."""
+    torch.manual_seed(0)
+    single = TanhGaussianActor(5, 2, hidden, activation, layernorm, (-5.0, 2.0), squash, zero_init_heads=False)
+    features, found = torch.randn(rows, 5), []
+    for actor in (single, deepcopy(single).double()):
+        x = features.to(actor.head.weight.dtype).requires_grad_()
+        policy = actor(x)
+        loss = policy.mean.square().sum() + policy.log_std.square().sum()
+        found.append([*policy, *torch.autograd.grad(loss, [x, *actor.parameters()])])
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one.double(), two.double(), rtol=1e-3, atol=1e-3)
+
+
+def test_gradients_of_samples_are_those_that_finite_differences_give() -> None:
+    torch.manual_seed(0)
+    mean, log_std = (torch.randn(4, 3, dtype=D, requires_grad=True) for _ in range(2))
+    noise = torch.randn(4, 3, dtype=D)
+    assert torch.autograd.gradcheck(lambda m, s: sample(Gaussian(m, s), noise), (mean, log_std))
+    saturated = torch.tensor([[40.0, -40.0]], requires_grad=True)
+    actions, log_density = sample(Gaussian(saturated, torch.zeros(1, 2)), torch.zeros(1, 2))
+    of_mean = torch.autograd.grad(log_density.sum(), saturated, retain_graph=True)[0]
+    torch.testing.assert_close(of_mean, torch.tensor([[2.0, -2.0]]))
+    assert not torch.autograd.grad(actions.sum(), saturated)[0].any()

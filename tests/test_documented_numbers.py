@@ -1,0 +1,105 @@
+"""Numbers in README.md and docs/results/*.md are those of the result files beside them."""
+
+import json
+import re
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+RESULTS = REPO / "docs" / "results"
+NUMBER = re.compile(r"[+-]?\d+\.\d+")
+
+
+def rows_after(text: str, start: str) -> list[list[str]]:
+    """Cells of the first table after the line that begins with `start`."""
+    lines = iter(text.splitlines())
+    assert any(line.startswith(start) for line in lines), f"no line begins with '{start}'"
+    table = takewhile(lambda line: line.startswith("|"), (line for line in _from_table(lines)))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table][2:]
+
+
+def _from_table(lines):
+    for line in lines:
+        if line.startswith("|"):
+            yield line
+            yield from lines
+
+
+def shown(printed: str, value: float) -> bool:
+    """Whether `printed` is `value`, rounded to as many digits."""
+    digits = len(printed.partition(".")[2])
+    return abs(float(printed) - value) <= 0.5 * 10**-digits + 1e-9
+
+
+def arm_runs(name: str = "arm_targets") -> dict[str, list[float]]:
+    """Success of every seed, in their order, by algorithm, as of the last time the whole command was through."""
+    found: dict[str, dict[int, float]] = {}
+    for run in json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["runs"]:
+        found.setdefault(run["algorithm"], {})[run["seed"]] = run["success_rate"]
+    return {algorithm: [seeds[s] for s in sorted(seeds)] for algorithm, seeds in found.items()}
+
+
+def named(cell: str, algorithms: dict[str, list[float]]) -> str:
+    """The algorithm a cell speaks of."""
+    words = re.findall(r"\w+", cell.upper())
+    names = [name for name in algorithms if name in words]
+    assert len(names) == 1, f"'{cell}' names none of {list(algorithms)}"
+    return names[0]
+
+
+def check_arm_rows(rows: list[list[str]], mean: int, seeds: int, runs: dict[str, list[float]]) -> None:
+    """`mean` and `seeds`: columns of the mean and of each seed's success."""
+    assert sorted(named(row[0], runs) for row in rows) == sorted(runs), "a row an algorithm that was measured"
+    for row in rows:
+        own = runs[named(row[0], runs)]
+        assert shown(NUMBER.findall(row[mean])[0], sum(own) / len(own)), row
+        each = NUMBER.findall(row[seeds])
+        assert len(each) == len(own) and all(map(shown, each, own)), row
+
+
+def test_the_readme_shows_the_measured_success_of_every_algorithm_and_seed() -> None:
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    check_arm_rows(rows_after(readme, "ArmReach-v1 after 100,000"), 1, 2, arm_runs())
+
+
+@pytest.mark.parametrize("name", ["arm_targets", "arm_targets_vision"])
+def test_the_table_of_arm_targets_is_that_of_its_runs(name: str) -> None:
+    if not (RESULTS / f"{name}.md").is_file():
+        pytest.skip(f"{name} has not been measured")
+    text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    check_arm_rows(rows_after(text, "# "), 2, 3, arm_runs(name))
+
+
+def test_the_readme_shows_the_measured_numbers_of_the_teacher() -> None:
+    measures = json.loads((RESULTS / "teacher_tiny_evaluation.json").read_text(encoding="utf-8"))["measures"]
+    triples = [(m["mean"], m["low"], m["high"]) for m in measures.values()]
+    rows = rows_after((REPO / "README.md").read_text(encoding="utf-8"), "Teacher, `tiny`")
+    assert rows
+    for label, value in rows:
+        printed = NUMBER.findall(value)
+        assert len(printed) == 3 and any(all(map(shown, printed, t)) for t in triples), f"{label}: {value}"
+
+
+def test_the_readme_shows_the_measured_speed_of_simulator_and_first_command() -> None:
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    speed = json.loads((RESULTS / "sim_speed.json").read_text(encoding="utf-8"))["speed"]
+    fastest = next(row for row in speed if row["size"] == 64 and row["num_envs"] == 1)
+    assert f"{fastest['steps_per_s']:.0f} environment steps/s" in readme
+    first = json.loads((RESULTS / "first_run.json").read_text(encoding="utf-8"))
+    assert f"takes {first['wall_seconds']:.0f} s and {first['peak_memory_gib']:.1f} GiB" in readme
+
+
+def test_a_number_that_drifted_is_noticed() -> None:
+    runs = {"PPO": [0.9, 0.7], "SAC": [1.0]}
+    good = [["PPO", "0.800", "0.900 0.700"], ["SAC (soft)", "1.000", "1.000"]]
+    check_arm_rows(good, 1, 2, runs)
+    for wrong in (
+        [["PPO", "0.801", "0.900 0.700"], good[1]],
+        [["PPO", "0.800", "0.900 0.710"], good[1]],
+        [["PPO", "0.800", "0.900"], good[1]],
+        good[:1],
+    ):
+        with pytest.raises(AssertionError):
+            check_arm_rows(wrong, 1, 2, runs)
