@@ -1,0 +1,140 @@
+"""The released models behind `rl.models.gr00t_backend`: N1.7 through LeRobot 0.6, N1.5 through LeRobot 0.5.
+
+LeRobot's pins fit neither this project's environment nor Isaac Lab's: N1.7 has its own (`bash setup.sh gr00t`). N1.5
+needs flash-attn and a GPU besides; its code follows LeRobot 0.5.1 and HAS NOT BEEN RUN.
+"""
+
+import importlib.util
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rl.models.gr00t_backend import PROMPT, Context, Gr00tModel
+
+log = logging.getLogger(__name__)
+INSTALL = {
+    "n1.7": "`bash setup.sh gr00t`, then start with .venv-gr00t/bin/python -m rl.training.train_rl ...",
+    "n1.5": "an environment with lerobot==0.5.1 and flash-attn (Python 3.12, CUDA)",
+}
+# A reduced N1.7 with random weights, for tests of the real code: sizes of transformers' Qwen3-VL and of the head.
+REDUCED_TEXT = {
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 64, "max_position_embeddings": 512,
+    "rope_scaling": {"mrope_interleaved": True, "mrope_section": [4, 2, 2], "rope_type": "default"},
+}  # fmt: skip
+REDUCED_VISION = {
+    "depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": 32,
+    "num_position_embeddings": 64, "deepstack_visual_indexes": [0], "patch_size": 16, "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}  # fmt: skip
+REDUCED_HEAD: dict[str, Any] = {
+    "backbone_embedding_dim": 32, "select_layer": 2, "max_state_dim": 48, "max_action_dim": 16, "action_horizon": 4,
+    "hidden_size": 64, "input_embedding_dim": 64, "max_num_embodiments": 4, "backbone_model_type": "qwen",
+    "diffusion_model_cfg": {
+        "positional_embeddings": None, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 32,
+        "norm_type": "ada_norm", "dropout": 0.2, "final_dropout": True, "output_dim": 64,
+        "interleave_self_attention": True,
+    },
+    "vl_self_attention_cfg": {
+        "positional_embeddings": None, "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16,
+        "dropout": 0.2, "final_dropout": True,
+    },
+}  # fmt: skip
+
+
+def require(version: str) -> None:
+    """Raises ValueError with the way to get it where LeRobot is missing."""
+    if importlib.util.find_spec("lerobot") is None:
+        raise ValueError(
+            f"gr00t.backend={version} needs LeRobot, which is not installed here: {INSTALL[version]}; or choose "
+            "gr00t.backend=stub (random weights), or gr00t.mlp_fallback=true for a small network instead"
+        )
+
+
+def load(version: str, checkpoint: Path | None, size: str) -> Gr00tModel:
+    """The model of a checkpoint, or of random weights (n1.7 only). Raises ValueError where it cannot be had."""
+    require(version)
+    if version == "n1.5":
+        if checkpoint is None:
+            raise ValueError("gr00t.backend=n1.5 needs gr00t.checkpoint; random weights exist for stub and n1.7")
+        return _n15(checkpoint)
+    return _n17(checkpoint, size)
+
+
+def _n17(checkpoint: Path | None, size: str) -> Gr00tModel:
+    from lerobot.policies.groot.groot_n1_7 import GR00TN17, GR00TN17Config
+
+    if checkpoint is not None:
+        model = GR00TN17.from_pretrained(str(checkpoint), load_backbone_weights=False, local_files_only=True)
+        prompt = _prompt(checkpoint)
+    elif size == "tiny":
+        model, prompt = GR00TN17(GR00TN17Config(**REDUCED_HEAD, model_name=_reduced_backbone()),
+                                 load_backbone_weights=False), PROMPT  # fmt: skip
+    else:
+        model, prompt = GR00TN17(GR00TN17Config(), load_backbone_weights=False), PROMPT
+    return Gr00tModel(model, prompt, int(model.backbone.model.config.image_token_id))
+
+
+def _reduced_backbone() -> str:
+    """A directory that describes a small Qwen3-VL, as the checkpoint's `model_name`."""
+    import tempfile
+
+    from transformers import Qwen3VLConfig
+
+    folder = tempfile.mkdtemp(prefix="qwen3vl-")
+    text, vision = REDUCED_TEXT | {"rope_theta": 5e6}, REDUCED_VISION
+    Qwen3VLConfig(
+        text_config=text, vision_config=vision, image_token_id=1, video_token_id=62, vision_start_token_id=60,
+        vision_end_token_id=61, tie_word_embeddings=True,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def _prompt(checkpoint: Path) -> tuple[int, ...]:
+    """Token ids of the instruction, from prompt_ids.json beside the weights where the owner of the run put one."""
+    path = checkpoint / "prompt_ids.json"
+    if not path.is_file():
+        log.warning("no %s: the model gets a placeholder instruction; write the token ids of yours there", path)
+        return PROMPT
+    return tuple(int(i) for i in json.loads(path.read_text(encoding="utf-8")))
+
+
+class Gr00tN15(Gr00tModel):
+    """N1.5: learned tokens between state and actions, another backbone, no masks in the transformer. NOT RUN."""
+
+    version = "n1.5"
+
+    def encode(self, pictures: list[Tensor], device: torch.device) -> Context:
+        batch = len(pictures[0]) if pictures else 1
+        words = torch.tensor(self.prompt, device=device).expand(batch, -1)
+        count = self.model.backbone.eagle_model.num_image_token
+        slots = torch.full((batch, count * len(pictures)), self.image_token, device=device)
+        ids = torch.cat([slots, words], 1)
+        inputs = {"eagle_input_ids": ids, "eagle_attention_mask": torch.ones_like(ids)}
+        if pictures:
+            scaled = [nn.functional.interpolate(p.float() / 127.5 - 1, (224, 224)) for p in pictures]
+            inputs["eagle_pixel_values"] = torch.stack(scaled, 1).flatten(0, 1)
+        out = self.model.backbone(inputs)
+        return Context(out["backbone_features"], out["backbone_attention_mask"] == 1, ids == self.image_token)
+
+    def velocity(
+        self, context: Context, state_B1W: Tensor, x_BQA: Tensor, time_B: Tensor, embodiment_B: Tensor
+    ) -> Tensor:
+        step = self._step(time_B)
+        future = self.head.future_tokens.weight[None].expand(len(x_BQA), -1, -1)
+        out = self.head.model(
+            hidden_states=torch.cat([state_B1W, future, self._chunk(x_BQA, step, embodiment_B)], 1),
+            encoder_hidden_states=context.tokens, timestep=step,
+        )  # fmt: skip
+        return -self.head.action_decoder(out, embodiment_B)[:, -x_BQA.shape[1] :].float()
+
+
+def _n15(checkpoint: Path) -> Gr00tModel:
+    from lerobot.policies.groot.groot_n1 import GR00TN15  # type: ignore[import-not-found,unused-ignore]
+
+    model = GR00TN15.from_pretrained(str(checkpoint), tune_visual=False, tune_llm=False)
+    return Gr00tN15(model, _prompt(checkpoint), int(model.backbone.eagle_model.image_token_index))

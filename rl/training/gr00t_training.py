@@ -1,0 +1,133 @@
+"""PPO's policy from a configuration, and what GR00T adds to a run: stages, their learning rates, its base.
+
+Parts of the model begin to train one after another (`gr00t.stages`, `gr00t.unfreeze_at`). A stage begins between a
+rollout and its update: new parameters get a group of their own in the optimizer, without moments of the past and with a
+learning rate that grows, and the log-probabilities of the waiting rollout are computed again by the network that the
+update will see.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from rl.algorithms.ppo import make_optimizer
+from rl.algorithms.ppo_rollout import Batch
+from rl.config import Config
+from rl.data.rollout import tree_flat, tree_index
+from rl.envs.vector import VectorEnv
+from rl.models import gr00t_backend, gr00t_checkpoint, gr00t_real
+from rl.models.actor_critic import ActorCritic
+from rl.models.gr00t import GR00TActorCritic
+from rl.training import gr00t_memory
+
+log = logging.getLogger(__name__)
+ROWS = 256  # of one pass when log-probabilities are computed again
+
+
+def make_policy(cfg: Config, env: VectorEnv) -> ActorCritic:
+    """The network of `ppo.network`, or GR00T (same interface). Raises ValueError for what does not go together."""
+    if cfg.gr00t.backend == "none":
+        return ActorCritic(env.observation_space, env.action_space, cfg.ppo.network)
+    if cfg.ppo.compile or cfg.ppo.network.lstm:
+        raise ValueError(
+            "gr00t.backend goes neither with ppo.compile nor with ppo.network.lstm; set compile=false, lstm=0"
+        )
+    try:
+        policy = load_gr00t(cfg, env)
+    except ValueError as e:
+        if not cfg.gr00t.mlp_fallback:
+            raise
+        log.warning("!!! NOT GR00T: a small network (ppo.network) takes its place, as gr00t.mlp_fallback asks: %s", e)
+        return ActorCritic(env.observation_space, env.action_space, cfg.ppo.network)
+    return cast(ActorCritic, policy)
+
+
+def load_gr00t(cfg: Config, env: VectorEnv) -> GR00TActorCritic:
+    """Raises ValueError for a backend that is not installed, a damaged checkpoint and a task that does not fit."""
+    g = cfg.gr00t
+    robot = folder = None
+    if g.checkpoint is not None:
+        folder = Path(g.checkpoint).expanduser()
+        robot = gr00t_checkpoint.read_embodiment(folder, g.backend, g.embodiment)
+    if g.backend == "stub":
+        model = gr00t_backend.stub(g.size)
+    else:
+        model = gr00t_real.load(g.backend, folder, g.size)
+    policy = GR00TActorCritic(model, env.observation_space, env.action_space, g, robot)
+    if folder is not None:
+        policy.refer_to(gr00t_checkpoint.fingerprint(folder))
+    return policy
+
+
+def make_policy_optimizer(cfg: Config, policy: ActorCritic) -> torch.optim.Optimizer:
+    """One group, or of GR00T what trains now and the value head, each with its learning rate."""
+    if not isinstance(policy, GR00TActorCritic):
+        return make_optimizer(cfg.ppo, policy.parameters())
+    policy.enter(sum(share == 0 for share in cfg.gr00t.unfreeze_at))
+    return make_optimizer(
+        cfg.ppo,
+        [{"params": policy.actor_parameters(), "lr_scale": 1.0},
+         {"params": policy.critic_parameters(), "lr_scale": cfg.gr00t.value_lr_scale}],
+    )  # fmt: skip
+
+
+class Stages:
+    """Which parts train when; `advance` before every update."""
+
+    def __init__(
+        self, cfg: Config, policy: GR00TActorCritic, optimizer: torch.optim.Optimizer, world_size: int
+    ) -> None:
+        """Raises ValueError for later stages in several processes, whose gradients would not be averaged."""
+        if world_size > 1 and any(share > 0 for share in cfg.gr00t.unfreeze_at):
+            raise ValueError("gr00t.unfreeze_at above 0 works in one process; set all shares to 0 for several")
+        self.cfg, self.policy, self.optimizer = cfg.gr00t, policy, optimizer
+        self.ages: list[int] = []  # updates of each group that was added
+        for line in gr00t_memory.report(policy, cfg).lines():
+            log.info("%s", line)
+
+    def advance(self, share: float, batch: Batch) -> Batch:
+        """`share` of the run is done; `batch` waits for its update. Begins what is due and returns the batch."""
+        due = sum(s <= share for s in self.cfg.unfreeze_at)
+        begun = list(range(self.policy.stage + 1, due + 1))
+        for stage in begun:
+            self._begin(stage)
+        first = len(self.optimizer.param_groups) - len(self.ages)
+        for group, age in zip(self.optimizer.param_groups[first:], self.ages, strict=True):
+            group["lr_scale"] = min(1.0, (age + 1) / max(self.cfg.warmup_updates, 1))
+        self.ages = [age + 1 for age in self.ages]
+        return recomputed(self.policy, batch) if begun else batch
+
+    def _begin(self, stage: int) -> None:
+        new = self.policy.enter(stage)
+        self.optimizer.add_param_group({"params": new, "lr_scale": 0.0})
+        self.ages.append(0)
+        count = sum(p.numel() for p in new)
+        log.info("GR00T: %s begins to train, %d parameters more", self.cfg.stages[stage - 1], count)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"stage": self.policy.stage, "ages": list(self.ages), "base": self.policy.base}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Before the optimizer's own state is loaded. Raises ValueError for another base."""
+        if state["base"] != self.policy.base:
+            raise ValueError("the run was started from another GR00T checkpoint; give the same gr00t.checkpoint")
+        for stage in range(self.policy.stage + 1, state["stage"] + 1):
+            self._begin(stage)
+        self.ages = list(state["ages"])
+
+
+@torch.no_grad()
+def recomputed(policy: nn.Module, batch: Batch) -> Batch:
+    """The batch with log-probabilities and distributions of the present network."""
+    T, E = batch.logp.shape
+    observation, actions = tree_flat(batch.observation), batch.actions.flatten(0, 1)
+    logp, out = [], []
+    for rows in torch.arange(T * E, device=batch.logp.device).split(ROWS):
+        found = policy(tree_index(observation, rows), actions[rows])
+        logp.append(found.logp)
+        out.append(found.out)
+    return dataclasses.replace(batch, logp=torch.cat(logp).view(T, E), out=torch.cat(out).view(T, E, -1))

@@ -1,0 +1,181 @@
+"""GR00T under PPO: runs, stages, resuming, memory. The model is a small one with random weights."""
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rl.algorithms.ppo_rollout import Batch
+from rl.config import Config, load
+from rl.models.actor_critic import ActorCritic
+from rl.models.gr00t import GR00TActorCritic
+from rl.training import gr00t_memory, gr00t_training
+from rl.training.gr00t_training import Stages, make_policy, make_policy_optimizer
+from rl.training.on_policy_phase import OnPolicyPhase
+from rl.training.parallel_utils import ParallelContext
+from tests.training.point_env import PointEnv
+from tests.training.policy_runs import arm, lines
+
+STUB = ["gr00t.backend=stub", "ppo.num_envs=4", "ppo.n_steps=4", "ppo.n_epochs=1", "ppo.minibatch_size=8"]
+STAGED = [*STUB, "gr00t.stages=[projector,dit]", "gr00t.unfreeze_at=[0,0.5]", "gr00t.lora_rank=2"]
+
+
+def config(*overrides: str) -> Config:
+    return load(None, [*STUB, "training.device=cpu", *overrides])
+
+
+def phase(cfg: Config, total: int = 10) -> OnPolicyPhase:
+    env = PointEnv(cfg.ppo.num_envs)
+    return OnPolicyPhase(cfg, env, ParallelContext.create(cfg.training), total, unit="iteration")
+
+
+def test_a_run_trains_checkpoints_and_goes_on_exactly(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    times = ["--steps", "48", "arm.save_every=16", "arm.log_every=16", "arm.eval_every=1000", "arm.preset=sb3",
+             "arm.final_episodes=2"]  # fmt: skip
+    assert arm("PPO", whole, *STAGED, *times) == 0
+    first = torch.load(whole / "checkpoint-48" / "model.pt", weights_only=True)
+    assert any(".lora_" in name for name in first)
+    assert [line["env_steps"] for line in lines(whole)] == [16, 32, 48]
+    (whole / "checkpoint-48").rename(tmp_path / "kept")
+    (whole / "result.json").unlink()
+    assert arm("PPO", whole, *STAGED, *times, "--auto_resume") == 0
+    second = torch.load(whole / "checkpoint-48" / "model.pt", weights_only=True)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_with_a_learning_rate_of_zero_the_ratio_is_one() -> None:
+    p = phase(config("ppo.learning_rate=1e-12"))
+    p.collect(0)
+    found = p.update(1.0)
+    assert abs(found["approx_kl"]) < 1e-5
+    assert found["clip_fraction"] == 0
+
+
+@pytest.mark.slow
+def test_it_learns_to_reach_a_point() -> None:
+    """From 8 steps of about 0.77 m each to clearly less, in 15,000 steps (a minute)."""
+    cfg = load(
+        None,
+        [*STUB, "training.device=cpu", "rl.preset=gr00t", "gr00t.start_noise=0", "gr00t.stages=[projector,dit]",
+         "gr00t.unfreeze_at=[0,0]", "ppo.learning_rate=1e-3", "ppo.num_envs=32", "ppo.n_steps=16", "ppo.n_epochs=4",
+         "ppo.minibatch_size=128"],
+        "rl",
+    )  # fmt: skip
+    p = phase(cfg, total=30)
+
+    def played() -> float:
+        env, total = PointEnv(64), 0.0
+        observation = env.reset(3)
+        env.time[:] = 0
+        for _ in range(8):
+            step = env.step(p.act(observation))
+            total, observation = total + step.reward.mean().item(), step.observation
+        return total
+
+    before = played()
+    for i in range(30):
+        p.collect(i)
+        p.update(i + 1)
+    assert before < -5.5
+    assert played() > before + 1.0
+
+
+class TestStages:
+    def test_a_stage_begins_with_its_own_group_a_warm_up_and_fresh_likelihoods(self) -> None:
+        cfg = config("gr00t.stages=[projector,dit]", "gr00t.unfreeze_at=[0,0.5]", "gr00t.warmup_updates=4")
+        p = phase(cfg, total=4)
+        groups = p.ppo.optimizer.param_groups
+        seen = []
+        for i in range(4):
+            p.collect(i)
+            p.update(i + 1)
+            seen.append((len(groups), groups[-1]["lr_scale"]))
+        assert [n for n, _ in seen] == [2, 3, 3, 3]
+        assert [s for _, s in seen[1:]] == [0.25, 0.5, 0.75]
+        newest = groups[-1]["params"][0]
+        assert newest.requires_grad
+        assert int(p.ppo.optimizer.state[newest]["step"]) == 3 * 2  # two minibatches an update, none of the past
+
+    def test_old_likelihoods_are_those_of_the_present_network_at_a_switch(self) -> None:
+        p = phase(config())
+        p.collect(0)
+        batch: Any = p._batch
+        spoiled = Batch(**(vars(batch) | {"logp": batch.logp + 1.0}))
+        again = gr00t_training.recomputed(p.policy, spoiled)
+        assert torch.allclose(again.logp, batch.logp, atol=1e-4)
+        assert torch.equal(again.advantages, batch.advantages)
+
+    def test_a_resumed_run_opens_the_stages_that_were_open(self) -> None:
+        cfg = config("gr00t.stages=[projector,dit]", "gr00t.unfreeze_at=[0,0.5]")
+        p, q = phase(cfg, total=2), phase(cfg, total=2)
+        p.collect(0)
+        p.update(1.0)
+        assert p.stages is not None
+        assert q.stages is not None
+        q.stages.load_state_dict(p.stages.state_dict())
+        q.ppo.load_state_dict(p.ppo.state_dict())
+        assert [len(g["params"]) for g in q.ppo.optimizer.param_groups] == [
+            len(g["params"]) for g in p.ppo.optimizer.param_groups
+        ]
+        other = p.stages.state_dict() | {"base": "another"}
+        with pytest.raises(ValueError, match="another GR00T checkpoint"):
+            q.stages.load_state_dict(other)
+
+    def test_later_stages_do_not_go_with_several_processes(self) -> None:
+        cfg = config("gr00t.stages=[projector,dit]", "gr00t.unfreeze_at=[0,0.5]")
+        policy = make_policy(cfg, PointEnv(2))
+        assert isinstance(policy, GR00TActorCritic)
+        with pytest.raises(ValueError, match="works in one process"):
+            Stages(cfg, policy, make_policy_optimizer(cfg, policy), world_size=2)
+
+
+class TestChoosing:
+    def test_a_missing_backend_is_refused_with_the_way_to_get_it(self) -> None:
+        if importlib.util.find_spec("lerobot") is not None:
+            pytest.skip("LeRobot is installed in this environment")
+        with pytest.raises(ValueError, match=r"bash setup\.sh gr00t"):
+            make_policy(config("gr00t.backend=n1.7"), PointEnv(2))
+
+    def test_a_small_network_takes_its_place_only_when_asked_for_and_loudly(
+        self, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    ) -> None:
+        caplog.set_level(logging.WARNING)
+        overrides = ["gr00t.backend=n1.7", f"gr00t.checkpoint={tmp_path}"]
+        with pytest.raises(ValueError, match=r"no config\.json"):
+            make_policy(config(*overrides), PointEnv(2))
+        policy = make_policy(config(*overrides, "gr00t.mlp_fallback=true"), PointEnv(2))
+        assert isinstance(policy, ActorCritic)
+        assert any("NOT GR00T" in r.message for r in caplog.records)
+
+    @pytest.mark.parametrize("setting", ["ppo.compile=true", "ppo.network.lstm=8"])
+    def test_settings_of_another_network_are_refused(self, setting: str) -> None:
+        with pytest.raises(ValueError, match=r"gr00t\.backend goes neither"):
+            extra = ["ppo.minibatches=by_environment"] if "lstm" in setting else []
+            make_policy(config(setting, *extra), PointEnv(2))
+
+
+class TestMemory:
+    def test_a_report_counts_every_parameter_once(self) -> None:
+        cfg = config("gr00t.stages=[dit]", "gr00t.lora_rank=4", "gr00t.dtype=bfloat16")
+        policy = make_policy(cfg, PointEnv(2))
+        assert isinstance(policy, GR00TActorCritic)
+        found = gr00t_memory.report(policy, cfg)
+        assert sum(row[1] for row in found.parts) == sum(p.numel() for p in policy.parameters())
+        trained = sum(p.numel() for n, p in policy.named_parameters() if ".lora_" in n or not n.startswith("model."))
+        assert found.gradients == 4 * trained
+        assert found.moments == 2 * found.gradients
+        assert found.weights == sum(p.numel() * p.element_size() for p in policy.parameters())
+
+    def test_the_whole_model_with_adapters_in_half_precision_fits_40_gb(self) -> None:
+        cfg = config(
+            "gr00t.size=n1.7", "gr00t.dtype=bfloat16", "gr00t.stages=[dit]", "gr00t.lora_rank=16",
+            "ppo.num_envs=64", "ppo.n_steps=16", "ppo.minibatch_size=128",
+        )  # fmt: skip
+        found = gr00t_memory.planned(cfg)
+        assert 2.9e9 < sum(row[1] for row in found.parts) < 3.3e9
+        assert found.total < 40e9
