@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.data.exploration import farthest_moved, moved_objects, novel_maps, pose_voxels, rotation_axes
+from rl.data.exploration import board_share, farthest_moved, moved_objects, novel_maps, pose_voxels, rotation_axes
 
 UPRIGHT = [1.0, 0.0, 0.0, 0.0]
 HALF = 0.5**0.5
@@ -75,3 +75,16 @@ def test_novel_maps_have_too_few_tokens_in_common_with_every_map_of_the_referenc
     assert novel_maps(new, seen, 0.61).tolist() == [False, True, True, True, True]  # 4 of 5 are needed
     assert novel_maps(new, seen, 0.4).tolist() == [False] * 5
     assert novel_maps(new, seen[:0], 0.6).all()
+
+
+def test_a_board_fills_the_share_of_the_view_that_its_angles_take() -> None:
+    # From 0.6 m a view of 90 degrees is 1.2 m wide: a board of 0.9 x 0.6 m fills 0.75 x 0.5 of it.
+    facing = [0.45, 0.0, 0.3, np.sqrt(0.5), -np.sqrt(0.5), 0.0, 0.0]  # z axis turned to +y
+    away = [0.45, 0.0, 0.3, np.sqrt(0.5), np.sqrt(0.5), 0.0, 0.0]
+    up = [0.45, 0.0, 0.3, 1.0, 0.0, 0.0, 0.0]
+    beside = [0.45, 0.0, 3.3, *facing[3:]]
+    share = board_share(
+        np.array([facing, away, up, beside]), np.pi / 2, np.array([0.45, 0.6, 0.3]), np.array([0.45, 0.01, 0.3])
+    )
+    # Straight up, the upper 0.3 m of the board lie at 63 degrees and more from the axis: outside.
+    np.testing.assert_allclose(share, [0.375, 0.0, 0.0, 0.0])

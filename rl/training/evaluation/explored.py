@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl.config import EvaluationConfig
-from rl.data.exploration import moved_objects, novel_maps, pose_voxels
+from rl.data.exploration import board_share, moved_objects, novel_maps, pose_voxels
 from rl.data.probing import balanced_accuracy, probe
 from rl.data.statistics import Interval, bootstrap
 from rl.training.evaluation.frames import FrameScores
@@ -50,6 +50,16 @@ def explored(
             }
         )
     return rows
+
+
+def facing_screen(records: list[EpisodeRecord]) -> list[dict[str, float]]:
+    """Share of the wrist camera's view that the noisy screen fills, by episode; nothing is assumed to hide it."""
+    from rl.sims.noisy_screen import CENTER, HALF_SIZE
+    from rl.sims.sapien_tabletop import WRIST_FOV
+
+    screen = np.array(CENTER), np.array(HALF_SIZE)
+    traces = [r.scene for r in records if r.scene is not None]
+    return [{"explore/screen_in_view": float(board_share(t.wrist_pose, WRIST_FOV, *screen).mean())} for t in traces]
 
 
 def total_voxels(records: list[EpisodeRecord], e: EvaluationConfig) -> int:

@@ -15,7 +15,7 @@ from rl.models.explorer import Explorer
 from rl.normalizers import Normalizer
 from rl.sims import simulator_class
 from rl.training import cli
-from rl.training.checkpoint import SavedCheckpoint, load_strict, open_checkpoint
+from rl.training.checkpoint import SavedCheckpoint, open_checkpoint
 from rl.training.explorer_setup import make_explorer
 from rl.training.model_setup import inject_adapter, uses_lora
 from rl.training.released_base import load_model
@@ -58,10 +58,7 @@ def load_run(path: Path | None, flag: str, args: cli.Args, device: torch.device,
         if uses_lora(cfg):
             inject_adapter(policy, cfg, Role.explorer)
         explorer.to(device).requires_grad_(False).eval()
-    if explorer is None:
-        load_model(policy, saved.read("model.pt"), saved.base, saved.path)
-    else:
-        load_strict(explorer, saved.read("model.pt"), saved.path)
+    load_model(policy if explorer is None else explorer, saved.read("model.pt"), saved.base, saved.path)
     states = normalizer_from(saved.read("training_state.pt")["states"])
     return LoadedRun(saved, found, cfg, arch, policy, states, explorer)
 

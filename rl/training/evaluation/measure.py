@@ -107,6 +107,8 @@ class Measurement:
         frames = score_frames(self.run, records, self.ctx)
         maps = self._maps(frames.ids)
         seen = explored.explored(records, maps, self.reference_RL, self.e)
+        if self.run.cfg.environment.domain_randomization.noisy_screen:
+            seen = [a | b for a, b in zip(seen, explored.facing_screen(records), strict=True)]
         rows = [a | b for a, b in zip(seen, frames.means(), strict=True)]
         measures = self._intervals(rows) | robustness.worst_frames(frames, self.e)
         measures |= robustness.warns_of_loss(frames, self.e) | explored.probe_memory(records, frames, self.e)

@@ -1,0 +1,172 @@
+"""Does phase 2 explore? `python -m benchmarks.student_targets --teacher DIR [--seeds N] [--train_episodes K]`.
+
+For each seed an explorer is trained and then compared with random actions in the same held-out scenes, for as many
+steps and with the same action scale. With --screen two more explorers a seed are trained in front of a noisy screen,
+rewarded by entropy or by disagreement alone. Runs continue where they were stopped, so the command can be stopped and
+given again. Writes docs/results/student_targets.{md,json}.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rl.data.statistics import bootstrap
+from rl.training.provenance import machine
+
+REPO = Path(__file__).resolve().parents[1]
+RESULTS = REPO / "docs" / "results"
+SCREEN = "environment.domain_randomization.noisy_screen=true"
+ALONE = "student.rewards.memory_divergence_weight=0"
+RETURNS = ("return_raw_disagreement", "return_raw_entropy", "return_raw_memory_divergence")
+MEASURES = (
+    "explore/wrist_voxels", "explore/objects_moved", "explore/objects_touched", "explore/distance_moved_m",
+    "explore/novel_token_maps", "frame/disagreement",
+)  # fmt: skip
+IN_VIEW = "explore/screen_in_view"
+
+
+def start(module: str, *arguments: str) -> None:
+    print("---", module, *arguments, flush=True)
+    done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=REPO, check=False)
+    if done.returncode != 0:
+        raise SystemExit(done.returncode)
+
+
+def explorer(args: argparse.Namespace, seed: int, name: str, *extra: str) -> dict[str, Any]:
+    """Trains and evaluates one; numbers are there when it was done before."""
+    directory = Path(args.runs).resolve() / f"{name}_seed{seed}"
+    numbers = directory / "evaluation.json"
+    if not numbers.is_file():
+        start(
+            "rl.training.train_student_rl", "--teacher_path", args.teacher, "--output_dir", str(directory),
+            "--num_episodes", str(args.train_episodes), "--num_envs", str(args.num_envs), "--seed", str(seed),
+            "--auto_resume", "training.save_every=200", "training.video_save_every=0", "training.sample_save_every=0",
+            *extra, *args.overrides,
+        )  # fmt: skip
+        start(
+            "rl.training.evaluate_rl", "--phase", "student", "--checkpoint", str(directory), "--episodes",
+            str(args.episodes), "--json", str(numbers), f"training.num_threads={args.threads}",
+        )  # fmt: skip
+    data = json.loads(numbers.read_text(encoding="utf-8"))
+    return {
+        "against_random": data["baseline"]["comparison"], "totals": data["totals"], "risen": risen(directory),
+        "speed": speed(directory),
+    }  # fmt: skip
+
+
+def metrics(directory: Path) -> list[dict[str, float]]:
+    text = (directory / "episode_metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def speed(directory: Path) -> dict[str, float]:
+    """Environment steps a second of collection, and seconds of an iteration by part; medians over iterations."""
+    lines = metrics(directory)
+    names = [n for n in lines[0] if n.startswith("student/time_") or n == "student/env_steps_per_s"]
+    return {n.removeprefix("student/"): float(np.median([line[n] for line in lines])) for n in names}
+
+
+def risen(directory: Path) -> dict[str, dict[str, float]]:
+    """Raw intrinsic returns: mean of the first and of the last fifth of the iterations; interval of the difference."""
+    lines, result = metrics(directory), {}
+    for name in RETURNS:
+        values = np.array([line[f"student/{name}"] for line in lines if f"student/{name}" in line])
+        if not values.size:
+            continue
+        n = max(1, len(values) // 5)
+        both = np.concatenate([values[:n], values[-n:]])
+        change = bootstrap(lambda i, b=both, n=n: float(b[i[n:]].mean() - b[i[:n]].mean()), [n, n], 2000, 0)  # type: ignore[misc]
+        first, last = float(values[:n].mean()), float(values[-n:].mean())
+        result[name] = {"first": first, "last": last, "low": change.low, "high": change.high}
+    return result
+
+
+def said(ratio: dict[str, float] | None) -> str:
+    return "-" if ratio is None else f"{ratio['mean']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+
+def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
+    out = [
+        f"# Phase 2 after {args.train_episodes} episodes",
+        "",
+        f"Explorer / random actions in the same {args.episodes} held-out scenes, equal steps and action scale: ratio "
+        f"of means, 95 % interval over episodes. Machine: {machine()}.",
+        "",
+        f"| seed | {' | '.join(m.split('/')[1].replace('_', ' ') for m in MEASURES)} |",
+        "|---" * (len(MEASURES) + 1) + "|",
+    ]
+    for row in rows:
+        against = row["explorer"]["against_random"]
+        out.append(f"| {row['seed']} | {' | '.join(said(against[m]['ratio']) for m in MEASURES)} |")
+    out += [
+        "", "Raw intrinsic return of an episode, first and last fifth of training, 95 % interval of the rise:", "",
+        "| seed | return | first | last | rise |", "|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows:
+        for name, r in row["explorer"]["risen"].items():
+            short = name.removeprefix("return_raw_").replace("_", " ")
+            out.append(
+                f"| {row['seed']} | {short} | {r['first']:.3f} | {r['last']:.3f} | [{r['low']:.3f}, {r['high']:.3f}] |"
+            )
+    times = [n for n in rows[0]["explorer"]["speed"] if n.startswith("time_")]
+    out += [
+        "", f"Collection with {args.num_envs} environments in one process, and where an iteration's seconds go:", "",
+        f"| seed | env steps/s | {' | '.join(n[5:-2] for n in times)} |", "|---" * (len(times) + 2) + "|",
+    ]  # fmt: skip
+    for row in rows:
+        v = row["explorer"]["speed"]
+        out.append(f"| {row['seed']} | {v['env_steps_per_s']:.1f} | {' | '.join(f'{v[n]:.1f}' for n in times)} |")
+    if any("screen" in row for row in rows):
+        out += [
+            "", "Share of the wrist camera's view that the noisy screen fills (no hiding assumed), by reward:", "",
+            "| seed | reward | explorer | explorer - random |", "|---|---|---|---|",
+        ]  # fmt: skip
+        for row in rows:
+            for kind, run in row.get("screen", {}).items():
+                c = run["against_random"][IN_VIEW]
+                out.append(f"| {row['seed']} | {kind} | {run['screen_in_view']:.3f} | {said(c['difference'])} |")
+    return "\n".join(out) + "\n"
+
+
+def screen(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    runs = {}
+    for kind in ("entropy", "disagreement"):
+        run = explorer(args, seed, f"screen_{kind}", SCREEN, ALONE, f"student.rewards.uncertainty={kind}")
+        numbers = json.loads((Path(args.runs) / f"screen_{kind}_seed{seed}" / "evaluation.json").read_text("utf-8"))
+        runs[kind] = run | {"screen_in_view": numbers["measures"][IN_VIEW]["mean"]}
+    return runs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--train_episodes", type=int, default=800)
+    parser.add_argument("--num_envs", type=int, default=2)
+    parser.add_argument("--episodes", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--screen", action="store_true", help="also train in front of a noisy screen")
+    parser.add_argument("--runs", default="outputs/student_targets")
+    parser.add_argument("overrides", nargs="*", help="block.key=value for every run")
+    args = parser.parse_args()
+    rows = []
+    for seed in range(args.seeds):
+        row: dict[str, Any] = {"seed": seed, "explorer": explorer(args, seed, "explorer")}
+        if args.screen:
+            row["screen"] = screen(args, seed)
+        rows.append(row)
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        data = {"command": vars(args), "machine": machine(), "runs": rows}
+        (RESULTS / "student_targets.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        text = table(rows, args)
+        (RESULTS / "student_targets.md").write_text(text, encoding="utf-8")
+        print(text)
+
+
+if __name__ == "__main__":
+    main()
