@@ -4,6 +4,7 @@ set -euo pipefail
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 PYTHON_BIN="$REPO/.venv/bin/python"
 source "$REPO/scripts/launch.sh"
+source "$REPO/scripts/isaaclab_python.sh"
 
 usage() {
     cat << 'END'
@@ -26,7 +27,8 @@ NUM_PROCESSES: one a GPU, default 1. ENVS_PER_PROCESS: environments in each, def
 `bash train.sh PHASE --help` lists the flags. The first start sets everything up (bash setup.sh).
 Environment: CUDA_VISIBLE_DEVICES (GPUs to use), PYTHON (interpreter for the set-up), OMP_NUM_THREADS;
 on several nodes NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT: the same command on each, NUM_PROCESSES of them a node.
-Exit codes: 0 done, 75 stopped by a signal (continue with --auto_resume), 3 not finite, 4 wrong input, others: crash.
+Exit codes: 0 done, 75 stopped by a signal (continue with --auto_resume), 3 not finite, 4 wrong input, others: crash
+(continue with --auto_resume, or let --max_restarts N do it).
 
 Examples:
   bash train.sh teacher 1 1 --num_episodes 20
@@ -57,7 +59,7 @@ check_count() {
 }
 
 main() {
-    local phase="${1:-}" processes='' envs='' accelerate_config='' args=() explicit_envs=''
+    local phase="${1:-}" processes='' envs='' accelerate_config='' args=() explicit_envs='' restarts='' original=("$@")
     case "$phase" in
         '') usage >&2; exit 4 ;;
         -h | --help | help) usage; exit 0 ;;
@@ -65,7 +67,7 @@ main() {
     shift
     select_phase "$phase"
     # `plan` is about another phase, named first.
-    if [[ $phase == plan && $# -gt 0 && $1 =~ ^[a-z]+$ ]]; then args+=(--phase "$1"); shift; fi
+    if [[ $phase == plan && $# -gt 0 && $1 =~ ^[a-z][a-z0-9]*$ ]]; then args+=(--phase "$1"); shift; fi
     # The numbers end at the first word that is a flag or an override.
     if [[ $# -gt 0 && $1 != -[!0-9]* && $1 != *=* ]]; then check_count NUM_PROCESSES "$1"; processes="$1"; shift; fi
     if [[ -n $processes && $# -gt 0 && $1 != -[!0-9]* && $1 != *=* ]]; then check_count ENVS_PER_PROCESS "$1"; envs="$1"; shift; fi
@@ -75,6 +77,8 @@ main() {
         case "$1" in
             --accelerate_config) accelerate_config="${2:-}"; [[ -n $accelerate_config ]] || die "--accelerate_config needs a file"; shift ;;
             --accelerate_config=*) accelerate_config="${1#*=}" ;;
+            --max_restarts) restarts="${2:-}"; [[ -n $restarts ]] || die "--max_restarts needs a number"; shift ;;
+            --max_restarts=*) restarts="${1#*=}" ;;
             -h | --help) help=yes; args+=(--help) ;;
             --num_envs | --num_envs=* | --num-envs | --num-envs=*) explicit_envs=yes; args+=("$1") ;;
             *) args+=("$1") ;;
@@ -85,13 +89,24 @@ main() {
     [[ -z $envs ]] || args=(--num_envs "$envs" ${args[@]+"${args[@]}"})
     [[ -z $accelerate_config || -f $accelerate_config ]] || die "--accelerate_config: no file '$accelerate_config'"
 
+    [[ -z $restarts || $restarts =~ ^[0-9]{1,4}$ ]] || die "--max_restarts is '$restarts'; it must be a whole number of at least 0"
+    if [[ -n $restarts && $restarts != 0 && -z ${RL_RESTARTS:-} && -z $help ]]; then
+        case "$phase" in
+            evaluate | play | doctor | plan | watch) die "--max_restarts: $phase leaves no checkpoint to restart from" ;;
+        esac
+        bash "$REPO/setup.sh" >&2
+        exec "$PYTHON_BIN" "$REPO/scripts/supervise.py" "$restarts" -- bash "$REPO/train.sh" "${original[@]}"
+    fi
+
     if [[ $phase == pipeline ]]; then # its phases are launched by itself, one after another
         [[ -z $accelerate_config ]] || die "pipeline takes no --accelerate_config; start the phases one by one"
         [[ -z $processes ]] || args=(--num_processes "$processes" ${args[@]+"${args[@]}"})
         processes=1
     fi
 
-    if [[ -n $help || $phase == plan || $phase == watch ]]; then
+    if [[ -z $help && ($phase == rl || $phase == play) ]] && isaac_task ${args[@]+"${args[@]}"}; then
+        use_isaac_python
+    elif [[ -n $help || $phase == plan || $phase == watch ]]; then
         F1_SETUP_SKIP_VULKAN=1 bash "$REPO/setup.sh" >&2
     elif [[ $phase == doctor ]]; then
         # Without a driver doctor still has its say; without Python packages it cannot start.

@@ -92,7 +92,8 @@ class VectorStep:
     """What one action did in each of E environments; tensors on the environments' device.
 
     An adapter fills this from whatever autoreset its environments have. Rows with `valid` False are no transitions
-    (the reset step of NEXT_STEP autoreset): they are neither trained on nor counted.
+    (the reset step of NEXT_STEP autoreset; an environment that was lost): they are neither trained on nor counted, an
+    episode that was running in them is dropped, and `observation` begins another.
     """
 
     observation: TensorTree  # (E, ...) what the policy sees next: the first of a new episode where one ended
@@ -102,3 +103,5 @@ class VectorStep:
     truncated: torch.Tensor  # (E,) bool; bootstrap from next_observation
     valid: torch.Tensor  # (E,) bool
     infos: dict[str, torch.Tensor]  # (E, ...) each; e.g. success
+    # (E,) bool: environments whose simulator crashed or hung in this step (truncated, not valid); None where none can.
+    lost: torch.Tensor | None = None

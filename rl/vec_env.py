@@ -1,10 +1,11 @@
-"""Several environments of one process behind gymnasium's SyncVectorEnv, and what its autoreset hides.
+"""The environments of one rank behind gymnasium's SyncVectorEnv, and what its autoreset hides.
 
 Autoreset is SAME_STEP: the step that ends an episode already returns the first observation of the next one; the true
 last observation is in `infos["final_obs"][i]` and its info in `infos["final_info"]`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -13,17 +14,25 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from rl.config import EnvironmentConfig, Isolation
+from rl.envs.process_vector import ProcessVectorEnv
 from rl.gym_wrapper import make_env
 
-VectorFactory = Callable[[list[Callable[[], gym.Env[Any, Any]]]], SyncVectorEnv]
+Factories = list[Callable[[], gym.Env[Any, Any]]]
 
 
-def _sync(env_fns: list[Callable[[], gym.Env[Any, Any]]]) -> SyncVectorEnv:
-    return SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP)
+def _sync(factories: Factories, config: EnvironmentConfig) -> SyncVectorEnv:
+    return SyncVectorEnv(factories, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def _process(factories: Factories, config: EnvironmentConfig) -> SyncVectorEnv:
+    return ProcessVectorEnv(factories, config.supervision)
 
 
 # What `environment.isolation` chooses from.
-BACKENDS: dict[Isolation, VectorFactory] = {Isolation.sync: _sync}
+BACKENDS: dict[Isolation, Callable[[Factories, EnvironmentConfig], SyncVectorEnv]] = {
+    Isolation.sync: _sync,
+    Isolation.process: _process,
+}
 
 
 def make_vector_env(
@@ -31,18 +40,24 @@ def make_vector_env(
 ) -> SyncVectorEnv:
     """`num_envs` environments with environment indices 0.. of this rank; `env_options` go to `F1RLEnv`.
 
-    Raises ValueError for num_envs below 1 and for an isolation that is not available.
+    Raises ValueError for num_envs below 1.
     """
     if num_envs < 1:
         raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
-    if config.isolation not in BACKENDS:
-        available = ", ".join(BACKENDS)
-        raise ValueError(f"environment.isolation '{config.isolation}' is not available yet; there is: {available}")
+    factories: Factories = [
+        partial(make_env, config, phase, rank=rank, seed=seed, env_index=i, **env_options) for i in range(num_envs)
+    ]
+    return BACKENDS[config.isolation](factories, config)
 
-    def factory(index: int) -> Callable[[], gym.Env[Any, Any]]:
-        return lambda: make_env(config, phase, rank=rank, seed=seed, env_index=index, **env_options)
 
-    return BACKENDS[config.isolation]([factory(i) for i in range(num_envs)])
+def lost_environments(envs: SyncVectorEnv) -> npt.NDArray[np.bool_]:
+    """(E,) environments whose episode was lost in the last reset or step; only those in processes can be."""
+    return envs.lost if isinstance(envs, ProcessVectorEnv) else np.zeros(envs.num_envs, np.bool_)
+
+
+def failures(envs: SyncVectorEnv) -> int | None:
+    """Environments lost so far; None where a loss would end this process."""
+    return len(envs.workers.losses) if isinstance(envs, ProcessVectorEnv) else None
 
 
 def true_next_observation(

@@ -34,12 +34,16 @@ check_nodes() {
 
 # launch_accelerate CONFIG_FILE NUM_PROCESSES_OR_EMPTY MODULE [ARGS...]: the same through `accelerate launch`.
 launch_accelerate() {
-    local config="$1" count="$2" module="$3"
+    local config="$1" count="$2" module="$3" flags
     shift 3
+    [[ ${NNODES:-1} == 1 ]] || check_nodes
+    flags="$("$PYTHON_BIN" "$(dirname "${BASH_SOURCE[0]}")/check_accelerate.py" "$config" "$count")" || exit 4
     export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1
+    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}"
     # Some of accelerate's launchers pass no signal on and die of it: signal the ranks themselves, and wait for them.
+    # shellcheck disable=SC2086 # flags are words without blanks
     SIGNAL_GROUP=yes forward_signals "$PYTHON_BIN" -m accelerate.commands.accelerate_cli launch --config_file "$config" \
-        ${count:+--num_processes "$count"} -m "$module" "$@"
+        $flags -m "$module" "$@"
 }
 
 # forward_signals COMMAND...: runs it, passes TERM, INT and USR1 on and exits with the code that rank 0 wrote down,

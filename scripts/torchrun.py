@@ -4,8 +4,10 @@ The ranks have said what was wrong in one line (`rl.training.cli`); the launcher
 its code in $RL_EXIT_CODE_FILE; where it could not (a crash, a killed rank) the report is printed as usual.
 """
 
+import ctypes
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -24,6 +26,8 @@ class _Quiet(logging.Filter):
 
 
 def main() -> int:
+    # When the shell that started this is killed, the ranks are to save and end: PR_SET_PDEATHSIG is 1.
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     for name in ("torch.distributed.elastic.multiprocessing.api", "torch.distributed.elastic.agent.server.api"):
         logging.getLogger(name).addFilter(_Quiet())
     try:

@@ -2,9 +2,32 @@
 # The one test command.
 #   bash tests/run.sh              set-up, lint, spelling, types, import rules, all tests but the slow ones
 #   bash tests/run.sh --slow       the slow ones too
+#   bash tests/run.sh isaaclab     what needs the real Isaac Lab (bash setup.sh isaaclab), and the core on its versions
+#   bash tests/run.sh gr00t        the tests of GR00T on LeRobot's N1.7 (bash setup.sh gr00t)
 #   bash tests/run.sh ARGS...      only pytest, with these arguments: bash tests/run.sh tests/envs -k history
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [[ "${1:-}" == isaaclab ]]; then
+    shift
+    if [[ ! -f .venv-isaaclab/.setup-stamp ]]; then
+        echo "isaaclab: skipped, Isaac Lab is not installed: bash setup.sh isaaclab (Python 3.12, 9 GB), then this again"
+        exit 0
+    fi
+    export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
+    core=(tests/sims/test_isaaclab.py tests/models tests/algorithms/test_ppo.py tests/algorithms/test_sac.py
+        tests/data/test_replay.py tests/data/test_returns.py tests/envs/test_arm_reach.py tests/training/test_gr00t_training.py)
+    exec .venv-isaaclab/bin/python -m pytest "${@:-tests/isaaclab}" $([[ $# -gt 0 ]] || echo "${core[@]}")
+fi
+
+if [[ "${1:-}" == gr00t ]]; then
+    if [[ ! -f .venv-gr00t/.setup-stamp ]]; then
+        echo "gr00t: skipped, LeRobot is not installed: bash setup.sh gr00t (Python 3.12, 8 GB), then this again"
+        exit 0
+    fi
+    export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 GR00T_BACKEND=n1.7
+    exec .venv-gr00t/bin/python -m pytest tests/models/test_gr00t.py
+fi
 
 # Without a Vulkan driver (exit 4 after the packages are in) everything that draws nothing can still be tested.
 bash setup.sh || [[ -f .venv/.setup-stamp ]] || exit 4
@@ -32,7 +55,8 @@ stage types mypy
 stage imports lint-imports --no-cache
 [[ ${#failed[@]} -eq 0 ]] || printf '\nFAILED before the tests: %s (see above)\n\n' "${failed[*]}"
 
-python -m pytest -n "${PYTEST_WORKERS:-2}" --durations=15 "$@"
+echo "left out: tests/isaaclab, which needs Isaac Lab (bash setup.sh isaaclab, then bash tests/run.sh isaaclab)"
+python -m pytest -n "${PYTEST_WORKERS:-2}" --durations=15 --ignore tests/isaaclab "$@"
 code=$?
 [[ $code -ne 0 || ${#failed[@]} -eq 0 ]] || code=1
 exit "$code"

@@ -16,7 +16,7 @@ OWN = [p for p in SOURCES if p.relative_to(REPO).parts[0] in PACKAGES]
 # module -> the only places that may import it
 SOLE_IMPORTERS = {
     "accelerate": ("rl/training/parallel_utils.py",),
-    "torch.distributed": ("rl/training/parallel_utils.py",),
+    "torch.distributed": ("rl/training/parallel_utils.py", "rl/training/sharding.py"),
     "omegaconf": ("rl/config/loading.py",),
     "yaml": ("rl/config/loading.py",),
     "sapien": ("rl/sims/",),

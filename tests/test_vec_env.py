@@ -1,12 +1,10 @@
 """Several environments of one process: seeds, SAME_STEP autoreset and what it hides."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from rl.config import EnvironmentConfig, Isolation
+from rl.config import EnvironmentConfig
 from rl.vec_env import make_vector_env, true_info, true_next_observation
 
 CONFIG = EnvironmentConfig()
@@ -85,11 +83,6 @@ def test_a_missing_info_is_an_error() -> None:
 def test_no_environments_are_refused(num_envs: int) -> None:
     with pytest.raises(ValueError, match="num_envs"):
         make_vector_env(CONFIG, "teacher", num_envs)
-
-
-def test_process_isolation_is_refused_until_it_exists() -> None:
-    with pytest.raises(ValueError, match=r"process.*not available yet.*sync"):
-        make_vector_env(dataclasses.replace(CONFIG, isolation=Isolation.process), "teacher", 1)
 
 
 def test_an_unknown_phase_is_refused() -> None:

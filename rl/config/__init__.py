@@ -15,8 +15,12 @@ from rl.config.adversarial import (
     check_adversarial,
 )
 from rl.config.arm import ArmConfig
+from rl.config.checkpoint import CheckpointConfig, SaveFailure
+from rl.config.compiling import CompileMode
 from rl.config.diffusion import DiffusionConfig, DiffusionNetworkConfig
 from rl.config.evaluation import HELD_OUT_SEED, ActingPolicy, EvaluationConfig
+from rl.config.gr00t import GR00TConfig
+from rl.config.isaaclab import IsaacLabConfig
 from rl.config.loading import (
     DictConfig,
     as_config,
@@ -30,6 +34,7 @@ from rl.config.loading import (
     to_yaml,
     with_overrides,
 )
+from rl.config.numbers import NumbersConfig, OnSpike
 from rl.config.off_policy import OffPolicyConfig, ReplayDtype, Warmup
 from rl.config.phases import TeacherConfig, TokenizerTrainingConfig
 from rl.config.pipeline import PipelineConfig, PipelinePhase
@@ -85,6 +90,7 @@ from rl.config.student import (
     Uncertainty,
     check_explorer,
 )
+from rl.config.supervision import SupervisionConfig
 from rl.config.tree import CONFIG_DIR, REPO_ROOT, Config, validate
 
 __all__ = [
@@ -112,6 +118,8 @@ __all__ = [
     "AdversarialReplayConfig",
     "AlphaOn",
     "CONFIG_DIR",
+    "CheckpointConfig",
+    "CompileMode",
     "Config",
     "CollapseConfig",
     "CriticHead",
@@ -127,10 +135,12 @@ __all__ = [
     "FlowPPOConfig",
     "FlowPolicyConfig",
     "FreezeConfig",
+    "GR00TConfig",
     "GradClip",
     "HELD_OUT_SEED",
     "HeldOutConfig",
     "InitKind",
+    "IsaacLabConfig",
     "Isolation",
     "LearningRate",
     "LeashConfig",
@@ -142,8 +152,10 @@ __all__ = [
     "MixedPrecision",
     "ModelConfig",
     "NetworkNorm",
+    "NumbersConfig",
     "ObservationNorm",
     "OffPolicyConfig",
+    "OnSpike",
     "OptimizerKind",
     "PPOConfig",
     "PPONetworkConfig",
@@ -153,8 +165,10 @@ __all__ = [
     "SACNetworkConfig",
     "SACOptimizer",
     "StdKind",
+    "SaveFailure",
     "StudentConfig",
     "StudentRewardsConfig",
+    "SupervisionConfig",
     "TargetReduce",
     "TeacherConfig",
     "TimeoutBootstrap",

@@ -4,10 +4,12 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -44,6 +46,10 @@ def _words_for_booleans(node: DictConfig, cls: type, prefix: str = "") -> None:
             word = next((w for w in words if w in f.type.__members__), None)
             if word is not None:
                 OmegaConf.update(node, prefix + f.name, word)
+        elif f.type is bool:
+            value = OmegaConf.select(node, prefix + f.name)
+            if isinstance(value, int | float) and value not in (0, 1):  # OmegaConf takes any number for true
+                raise ValueError(f"key '{prefix}{f.name}': {value} is neither true nor false")
 
 
 def _merge(base: DictConfig, extra: DictConfig, source: str) -> DictConfig:
@@ -62,7 +68,10 @@ def _merge(base: DictConfig, extra: DictConfig, source: str) -> DictConfig:
             raise ValueError(f"{source}: unknown configuration key '{path}'{hint}")
         if any(k.startswith(f"{path}.") for k in known) and not OmegaConf.is_dict(OmegaConf.select(extra, path)):
             raise ValueError(f"{source}: key '{path}' is a block of keys; write {path}.KEY=value")
-    _words_for_booleans(extra, cls)
+    try:
+        _words_for_booleans(extra, cls)
+    except ValueError as e:
+        raise ValueError(f"{source}: {e}") from e
     try:
         merged = OmegaConf.merge(base, extra)
     except OmegaConfBaseException as e:
@@ -72,13 +81,34 @@ def _merge(base: DictConfig, extra: DictConfig, source: str) -> DictConfig:
     return merged
 
 
+# What YAML 1.1 makes other numbers of than a reader does: 017 is 15, 12:30 is 750.
+_SCANNER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_TRAP = re.compile(r"[-+]?(?:0[0-9_]+|[0-9][0-9_]*(?::[0-5]?[0-9])+)(?:\.[0-9_]*)?")
+
+
+def _refuse_traps(text: str, source: str) -> None:
+    """Values are plain data that mean what they look like. ValueError: other numbers, references to other values or to
+    the environment (which would be saved with the run)."""
+    for token in yaml.scan(text, Loader=_SCANNER):
+        if isinstance(token, yaml.ScalarToken):
+            if token.plain and _TRAP.fullmatch(token.value):
+                raise ValueError(
+                    f"{source}: YAML does not read {token.value} as that number; write it without leading zeros and "
+                    "colons, or in quotes if it is a text"
+                )
+            if "${" in token.value:
+                raise ValueError(f"{source}: '{token.value}' refers to another value; write the value itself")
+
+
 def _read_yaml(path: Path) -> DictConfig:
     if not path.is_file():
         raise ValueError(f"configuration file {path} does not exist")
     try:
+        text = path.read_text(encoding="utf-8")
         node = OmegaConf.load(path)
     except Exception as e:  # yaml errors carry line and column
         raise ValueError(f"{path}: not readable as YAML: {e}") from e
+    _refuse_traps(text, str(path))
     if not isinstance(node, DictConfig):
         raise ValueError(f"{path}: the top level must be a mapping of blocks")
     return node
@@ -95,6 +125,10 @@ def _dotlist(overrides: list[str]) -> DictConfig:
     for o in overrides:
         if "=" not in o:
             raise ValueError(f"override '{o}': write block.key=value")
+        try:
+            _refuse_traps(o.split("=", 1)[1], f"override '{o}'")
+        except yaml.YAMLError as e:
+            raise ValueError(f"override '{o}': not readable as YAML: {e}") from e
     return OmegaConf.from_dotlist(overrides)
 
 

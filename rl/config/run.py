@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from rl.config.supervision import SupervisionConfig
+
 
 class LoraMode(StrEnum):
     auto = "auto"  # on when a pretrained base is loaded, off for a model trained from scratch
@@ -122,7 +124,9 @@ class EnvironmentConfig:
     vlm_size: int = 64  # px, what the understanding expert sees
     wm_size: int = 64  # px, what the world model tokenizes
     visuals: Visuals = Visuals.auto
+    # sync: simulators live in the process of their rank, and end it when they crash. process: each has its own.
     isolation: Isolation = Isolation.sync
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
 
 
 @dataclass

@@ -5,8 +5,12 @@ from pathlib import Path
 
 from rl.config.adversarial import AdversarialConfig
 from rl.config.arm import ArmConfig, check_arm
+from rl.config.checkpoint import CheckpointConfig
 from rl.config.diffusion import DiffusionConfig
 from rl.config.evaluation import HELD_OUT_SEED, EvaluationConfig, check_evaluation
+from rl.config.gr00t import GR00TConfig, check_gr00t
+from rl.config.isaaclab import IsaacLabConfig, check_isaaclab
+from rl.config.numbers import NumbersConfig, check_numbers
 from rl.config.phases import TeacherConfig, TokenizerTrainingConfig
 from rl.config.pipeline import PipelineConfig, check_pipeline
 from rl.config.play import PlayConfig, check_play
@@ -16,6 +20,7 @@ from rl.config.rl_tasks import RLConfig, check_rl
 from rl.config.run import EnvironmentConfig, LoggingConfig, ModelConfig, TrainingConfig
 from rl.config.sac import SACConfig
 from rl.config.student import StudentConfig
+from rl.config.supervision import check_supervision
 
 REPO_ROOT = Path(__file__).resolve().parent.parent.parent
 CONFIG_DIR = REPO_ROOT / "configs"
@@ -27,6 +32,8 @@ class Config:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    numbers: NumbersConfig = field(default_factory=NumbersConfig)
     environment: EnvironmentConfig = field(default_factory=EnvironmentConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -37,6 +44,8 @@ class Config:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     arm: ArmConfig = field(default_factory=ArmConfig)
     rl: RLConfig = field(default_factory=RLConfig)
+    gr00t: GR00TConfig = field(default_factory=GR00TConfig)
+    isaaclab: IsaacLabConfig = field(default_factory=IsaacLabConfig)
     play: PlayConfig = field(default_factory=PlayConfig)
     tokenizer: TokenizerTrainingConfig = field(default_factory=TokenizerTrainingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -77,11 +86,15 @@ def validate(cfg: Config) -> None:
     ]:
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"{name} is {p}; a probability lies between 0 and 1")
+    check_supervision(e.supervision)
+    check_numbers(cfg.numbers)
     cfg.ppo.validate()
     check_policy_run("arm", cfg.arm)
     check_arm(cfg.arm)
     check_policy_run("rl", cfg.rl)
     check_rl(cfg.rl)
+    check_isaaclab(cfg.isaaclab)
+    check_gr00t(cfg.gr00t)
     check_play(cfg.play)
     check_evaluation(cfg.evaluation)
     check_pipeline(cfg.pipeline)

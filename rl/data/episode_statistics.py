@@ -21,6 +21,7 @@ class EpisodeStatistics:
         self.lengths: deque[float] = deque(maxlen=window)
         self.successes: deque[float] = deque(maxlen=window)
         self.episodes = 0  # finished since the run began
+        self._lost: list[Tensor] = []  # environments lost in each step since `losses` was asked
         self._return = torch.zeros(num_envs, device=device)
         self._length = torch.zeros(num_envs, device=device)
         self._pending: list[Tensor] = []  # (5, E): ended, return, length, success, valid
@@ -32,8 +33,19 @@ class EpisodeStatistics:
         ended = (step.terminated | step.truncated) & valid
         success = step.infos["success"].float() if "success" in step.infos else torch.full_like(self._return, torch.nan)
         self._pending.append(torch.stack([ended.float(), self._return, self._length, success, valid.float()]))
-        self._return = torch.where(ended, 0.0, self._return)
-        self._length = torch.where(ended, 0.0, self._length)
+        begun = ended | ~valid  # the episode of a row that is no transition is dropped
+        self._return = torch.where(begun, 0.0, self._return)
+        self._length = torch.where(begun, 0.0, self._length)
+        if step.lost is not None:
+            self._lost.append(step.lost.sum())
+
+    def losses(self) -> dict[str, float]:
+        """Metrics: environments lost since the last call; nothing where none can be."""
+        if not self._lost:
+            return {}
+        count = int(torch.stack(self._lost).sum())
+        self._lost = []
+        return {"environment_failures": float(count)}
 
     def begin(self) -> None:
         """All environments were reset: unfinished episodes are forgotten."""

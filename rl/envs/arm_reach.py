@@ -93,6 +93,7 @@ class ArmReach:
         self._time = 0  # steps since the last reset
         self._obs = self._starts = torch.empty(0)
         self._begun = self._held = torch.empty(0)
+        self._lost: Tensor | None = None  # (E,) bool: arms whose simulator was lost in the last `_move`
 
     def reset(self, seed: int | None = None) -> Tensor:
         """(E, 21 or 22) float32."""
@@ -135,13 +136,16 @@ class ArmReach:
             self._starts = self._draw_starts(2 + self._time // HORIZON)
         self._time += 1
         ended = self._time - self._begun == HORIZON
+        if self._lost is not None:  # the episode is dropped and its number begun again
+            ended = ended | self._lost
         self._begun = self._begun.masked_fill(ended, self._time)
         self._held = held.masked_fill(ended, 0)
         self._obs = torch.where(ended[:, None], self._starts, final)
         self._begin_episodes(ended)
         return VectorStep(
             observation=self._obs, next_observation=final, reward=reward,
-            terminated=torch.zeros_like(ended), truncated=ended, valid=torch.ones_like(ended),
+            terminated=torch.zeros_like(ended), truncated=ended,
+            valid=torch.ones_like(ended) if self._lost is None else ~self._lost, lost=self._lost,
             infos={
                 "success": held >= SUCCESS_STEPS, "distance": distance, "gripper_closed": distance < GRIPPER_DISTANCE,
             },

@@ -11,9 +11,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from rl.config import SupervisionConfig
 from rl.envs import arm_reach
 from rl.envs import franka_kinematics as franka
 from rl.envs.arm_reach import ArmReach
+from rl.envs.supervised_sims import SupervisedArmPhysics
 from rl.envs.vector import cannot_save
 
 TIMESTEP = 0.01  # s
@@ -30,20 +32,28 @@ class ArmReachPhysics(ArmReach):
 
     def __init__(
         self, num_envs: int, device: torch.device | str = "cpu", *, seed: int = 0,
-        random_phase: bool = True, reach_bonus: bool = False,
+        random_phase: bool = True, reach_bonus: bool = False, processes: SupervisionConfig | None = None,
     ) -> None:  # fmt: skip
+        """As ArmReach. `processes`: every world in a supervised process of its own; None: all in this one."""
         super().__init__(num_envs, device, seed=seed, random_phase=random_phase, reach_bonus=reach_bonus)
         bounded = self.observation_space  # a moving arm may overshoot
         self.observation_space = spaces.Box(-np.inf, np.inf, bounded.shape, np.float32)
+        self._processes = processes
         self._physics: Any = None
         self._resets = -1
 
     def reset(self, seed: int | None = None) -> Tensor:
         """In new worlds, because a used one remembers contacts."""
-        from rl.sims.arm_physics import ArmPhysics  # a simulator is loaded only when it is chosen
+        if self._processes is not None:
+            if self._physics is None:
+                self._physics = SupervisedArmPhysics(self.num_envs, TIMESTEP, self._processes)
+            else:
+                self._physics.renew()
+        else:
+            from rl.sims.arm_physics import ArmPhysics  # a simulator is loaded only when it is chosen
 
-        self.close()
-        self._physics = ArmPhysics(self.num_envs, TIMESTEP)
+            self.close()
+            self._physics = ArmPhysics(self.num_envs, TIMESTEP)
         return super().reset(seed)
 
     def state_dict(self) -> dict[str, Any]:
@@ -63,6 +73,8 @@ class ArmReachPhysics(ArmReach):
         closed = self._obs[:, arm_reach.DISTANCE][:, 0] < arm_reach.GRIPPER_DISTANCE
         self._physics.move(target.cpu().numpy(), closed.cpu().numpy(), SUBSTEPS)
         positions, velocities = self._physics.joints()
+        if self._processes is not None:
+            self._lost = torch.from_numpy(self._physics.take_lost()).to(self.device)
         return torch.from_numpy(positions).to(self.device), torch.from_numpy(velocities).to(self.device)
 
     def _begin_episodes(self, where: Tensor) -> None:

@@ -16,6 +16,8 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
+from rl.config import SupervisionConfig
+from rl.envs.process_vector import ProcessVectorEnv
 from rl.envs.vector import cannot_save
 from rl.types import TensorTree, VectorStep
 
@@ -26,22 +28,27 @@ ArrayTree = Array | dict[str, Array]
 class GymnasiumEnv:
     """Implements `rl.envs.vector.VectorEnv` on a `SyncVectorEnv`; one copy to the device a step.
 
-    The inner state of an environment cannot be saved.
+    The inner state of an environment cannot be saved. Without `processes`, one that crashes takes this process along.
     """
 
     resumes_exactly = False
 
     def __init__(
         self, make: Callable[[], gym.Env[Any, Any]], num_envs: int, device: torch.device | str = "cpu", *,
-        seed: int = 0, autoreset: AutoresetMode = AutoresetMode.SAME_STEP,
+        seed: int = 0, autoreset: AutoresetMode = AutoresetMode.SAME_STEP, processes: SupervisionConfig | None = None,
     ) -> None:  # fmt: skip
-        """`make` builds one environment. Raises ValueError for num_envs below 1, a negative seed and spaces that are
-        not Box, Discrete, MultiDiscrete (actions) or Box and Dict of Box (observations)."""
+        """`make` builds one environment. `processes`: each in a supervised process of its own (SAME_STEP autoreset);
+        None: all in this one. Raises ValueError for num_envs below 1, a negative seed and spaces that are not Box,
+        Discrete, MultiDiscrete (actions) or Box and Dict of Box (observations)."""
         if num_envs < 1:
             raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
         if seed < 0:
             raise ValueError(f"seed is {seed}; it must not be negative")
-        self._envs = SyncVectorEnv([make] * num_envs, autoreset_mode=autoreset)
+        if processes is None:
+            self._envs = SyncVectorEnv([make] * num_envs, autoreset_mode=autoreset)
+        else:
+            assert autoreset is AutoresetMode.SAME_STEP
+            self._envs = ProcessVectorEnv([make] * num_envs, processes)
         self.num_envs, self.device = num_envs, torch.device(device)
         self.autoreset = autoreset
         self.observation_space = self._envs.single_observation_space
@@ -75,6 +82,9 @@ class GymnasiumEnv:
         elif ended.any():
             observation, _ = self._envs.reset(options={"reset_mask": ended})
         following = self._to_device(observation)
+        lost = self._envs.lost if isinstance(self._envs, ProcessVectorEnv) else None
+        if lost is not None:
+            valid = valid & ~lost
         return VectorStep(
             observation=following,
             next_observation=following if final is observation else self._to_device(final),
@@ -83,6 +93,7 @@ class GymnasiumEnv:
             truncated=torch.from_numpy(truncated).to(self.device),
             valid=torch.from_numpy(valid).to(self.device),
             infos={},
+            lost=None if lost is None else torch.from_numpy(lost.copy()).to(self.device),
         )
 
     def render(self) -> npt.NDArray[np.uint8]:

@@ -1,13 +1,16 @@
-"""Environments by task id: the arm-reaching family, and everything gymnasium knows."""
+"""Environments by task id: the arm-reaching family, Isaac Lab's, and everything gymnasium knows."""
 
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import gymnasium as gym
 import torch
 
-from rl.config import nearest
+from rl.config import IsaacLabConfig, SupervisionConfig, nearest
 from rl.envs.vector import VectorEnv
+from rl.sims import isaaclab_launch
 
 # id -> "module:class"; imported only when chosen
 ARM_TASKS = {
@@ -16,6 +19,7 @@ ARM_TASKS = {
     "VisionArmReach-v1": "rl.envs.vision_arm_reach:VisionArmReach",
 }
 PIXEL_TASKS = ("VisionArmReach-v1",)
+SIMULATED_TASKS = ("ArmReachPhysics-v1", "VisionArmReach-v1")  # the other one is a few lines of torch
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class TaskOptions:
     image_size: int = 64  # vision
     frame_stack: int = 4  # vision
     render: bool = False  # gymnasium: `render()` gives pictures
+    processes: SupervisionConfig | None = None  # simulators in supervised processes; None: in this one
+    isaaclab: IsaacLabConfig = field(default_factory=IsaacLabConfig)  # Isaac Lab
 
 
 def known_tasks() -> list[str]:
@@ -39,8 +45,11 @@ def known_tasks() -> list[str]:
 
 
 def check_task(task: str) -> None:
-    """Raises ValueError for an unknown id, with the nearest ones."""
-    if task not in ARM_TASKS and task not in gym.registry:
+    """Raises ValueError for an unknown id, with the nearest ones; of Isaac Lab's (known once it is imported) only where
+    that is not installed."""
+    if isaaclab_launch.is_isaac_task(task):
+        isaaclab_launch.check_installed(task)
+    elif task not in ARM_TASKS and task not in gym.registry:
         raise nearest(task, known_tasks(), "task")
 
 
@@ -49,18 +58,33 @@ def make_vector_env(
 ) -> VectorEnv:
     """Raises ValueError for an unknown id, a package that is not installed, vision without a renderer and options that
     do not fit."""
-    check_task(task)
     options = options or TaskOptions()
+    if isaaclab_launch.is_isaac_task(task):
+        return _isaaclab(task, num_envs, device, seed, options)
+    check_task(task)
     if task not in ARM_TASKS:
         return _gymnasium(task, num_envs, device, seed, options)
-    chosen: dict[str, bool | int] = {"random_phase": options.random_phase}
+    chosen: dict[str, Any] = {"random_phase": options.random_phase}
     if task in PIXEL_TASKS:
         chosen |= {"image_size": options.image_size, "frame_stack": options.frame_stack}
     else:
         chosen |= {"reach_bonus": options.reach_bonus}
+    if task in SIMULATED_TASKS:
+        chosen |= {"processes": options.processes}
     module, _, name = ARM_TASKS[task].partition(":")
     env: VectorEnv = getattr(importlib.import_module(module), name)(num_envs, device, seed=seed, **chosen)
     return env
+
+
+def one_simulator(task: str) -> bool:
+    """A process can have the environments of this task only once: evaluations play in those of the training."""
+    return isaaclab_launch.is_isaac_task(task)
+
+
+def _isaaclab(task: str, num_envs: int, device: torch.device | str, seed: int, options: TaskOptions) -> VectorEnv:
+    if options.processes is not None:
+        raise ValueError(f"task {task}: Isaac Lab runs in the training's process; set environment.isolation=sync")
+    return isaaclab_launch.make(task, num_envs, device, seed, options.isaaclab, options.random_phase)
 
 
 def _gymnasium(task: str, num_envs: int, device: torch.device | str, seed: int, options: TaskOptions) -> VectorEnv:
@@ -68,6 +92,10 @@ def _gymnasium(task: str, num_envs: int, device: torch.device | str, seed: int, 
 
     mode = "rgb_array" if options.render else None
     try:
-        return GymnasiumEnv(lambda: gym.make(task, render_mode=mode), num_envs, device, seed=seed)
+        make = partial(gym.make, gym.spec(task), render_mode=mode)
+        return GymnasiumEnv(make, num_envs, device, seed=seed, processes=options.processes)
     except gym.error.DependencyNotInstalled as e:
-        raise ValueError(f"task {task} needs a package that is not installed: {e}") from e
+        remedy = ""
+        if "mujoco" in str(e).lower():  # gymnasium's own advice would bring a version it was not made for
+            remedy = "; here: .venv/bin/python -m pip install -r requirements/mujoco.txt"
+        raise ValueError(f"task {task} needs a package that is not installed: {e}{remedy}") from e

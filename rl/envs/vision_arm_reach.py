@@ -10,9 +10,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from rl.config import SupervisionConfig
 from rl.envs import arm_reach
 from rl.envs import franka_kinematics as franka
 from rl.envs.arm_reach import ArmReach
+from rl.envs.supervised_sims import SupervisedArmScene
 from rl.envs.vector import check_state_keys
 from rl.types import TensorTree, VectorStep
 
@@ -32,16 +34,18 @@ class VisionArmReach:
 
     def __init__(
         self, num_envs: int, device: torch.device | str = "cpu", *, seed: int = 0, random_phase: bool = True,
-        image_size: int = 64, frame_stack: int = 4,
+        image_size: int = 64, frame_stack: int = 4, processes: SupervisionConfig | None = None,
     ) -> None:  # fmt: skip
-        """Raises ValueError when nothing can draw, for a frame_stack below 1, and what ArmReach and ArmScene raise."""
+        """`processes`: the scene lives in a supervised process of its own.
+
+        Raises ValueError when nothing can draw, for a frame_stack below 1, and what ArmReach and ArmScene raise.
+        """
         if frame_stack < 1:
             raise ValueError(f"frame_stack is {frame_stack}; it must be at least 1")
-        from rl.sims.arm_scene import ArmScene  # a simulator is loaded only when it is chosen
-
         self._arm = ArmReach(num_envs, "cpu", seed=seed, random_phase=random_phase)
         self.num_envs, self.device = num_envs, torch.device(device)
-        self._scene = ArmScene(image_size, self.device.index or 0 if self.device.type == "cuda" else None)
+        gpu = self.device.index or 0 if self.device.type == "cuda" else None
+        self._scene = _scene(image_size, gpu, processes)
         self._shape = (frame_stack, CHANNELS, image_size, image_size)
         whole = self._arm.observation_space
         self.observation_space = spaces.Dict(
@@ -113,3 +117,11 @@ class VisionArmReach:
 
     def _observation(self, state: Tensor, stack: Tensor) -> TensorTree:
         return {"pixels": stack.flatten(1, 2).to(self.device), "state": state[:, BODY].to(self.device)}
+
+
+def _scene(image_size: int, gpu: int | None, processes: SupervisionConfig | None) -> Any:
+    if processes is not None:
+        return SupervisedArmScene(image_size, gpu, processes)
+    from rl.sims.arm_scene import ArmScene  # a simulator is loaded only when it is chosen
+
+    return ArmScene(image_size, gpu)

@@ -47,7 +47,7 @@ def _fill(directory: Path) -> None:
         shutil.copytree(source / part, directory / part)
     for name, edits in EDITS.items():
         path = directory / "minimal" / name
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         for pattern, replacement in edits.items():
             text, count = re.subn(pattern, replacement, text, flags=re.DOTALL)
             if count != 1:
@@ -55,4 +55,4 @@ def _fill(directory: Path) -> None:
                     f"{source / 'minimal' / name} of SAPIEN {sapien.__version__} is not the shader this project knows: "
                     "install the pinned version with `bash setup.sh`"
                 )
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")

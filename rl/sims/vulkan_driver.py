@@ -56,7 +56,7 @@ def use_installed_driver() -> Driver | None:
     path = record_path()
     if not path.is_file():
         return None
-    driver = Driver(**json.loads(path.read_text()))
+    driver = Driver(**json.loads(path.read_text(encoding="utf-8")))
     if driver.icd and not chosen_by_user():
         os.environ["VK_DRIVER_FILES"] = os.environ["VK_ICD_FILENAMES"] = driver.icd
     _preload(driver.preload)

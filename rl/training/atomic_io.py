@@ -1,6 +1,7 @@
 """Files that are either the old or the new version, never half of one, after a crash at any line."""
 
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ def fsync_file(path: Path) -> None:
         os.close(fd)
 
 
+_PARTIAL = re.compile(r"\.tmp-[0-9a-f]{8}-.+")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a hidden path beside `path` (same suffix) to write to; renamed on success, removed on any error."""
@@ -42,3 +46,11 @@ def write_atomic(path: Path, text: str) -> None:
     """Replaces the UTF-8 text of a file."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def remove_partial(directory: Path) -> None:
+    """Removes files that a killed process had begun to write by `atomic_path`, here and below; for whoever alone writes
+    there."""
+    for path in directory.rglob(".tmp-*"):
+        if _PARTIAL.fullmatch(path.name) and path.is_file():
+            path.unlink()

@@ -1,10 +1,11 @@
-"""Checkpoints that survive a crash at any line. The only caller of torch.save and torch.load in `rl`.
+"""Checkpoints that survive a crash at any line. Only these checkpoint files call torch.save and torch.load in `rl`.
 
     checkpoint-{n}/ model.pt  training_state.pt  metrics.pt  peft_adapter/  {name}_rank{r}.pt  base.json  manifest.json
 
 Writing: everything goes to a hidden `.tmp-checkpoint-n-*` directory of the run, each file is fsynced, the manifest
 (sizes and sha256) comes last, the directory is renamed and its parent fsynced; only then are older checkpoints pruned.
-All ranks must see the run directory (a shared file system on several nodes).
+With `asynchronous` the files are written from a copy while training goes on; copying and committing stay in the
+training thread, where the ranks agree. All ranks must see the run directory (a shared file system on several nodes).
 Reading: the newest checkpoint that verifies wins; what was wrong with newer ones is said loudly.
 """
 
@@ -12,29 +13,31 @@ import logging
 import os
 import platform
 import shutil
-import signal
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import psutil
 import torch
 
-from rl.training.atomic_io import atomic_path, fsync_dir, fsync_file
+from rl.training.atomic_io import fsync_dir, fsync_file
 from rl.training.checkpoint_files import (
-    BASE,
     MANIFEST,
+    REPLACED,
     FileEntry,
-    InvalidCheckpointError,
-    ReleasedBase,
     checkpoint_dirs,
     describe,
     manifest_text,
     step_of,
     verify,
 )
+from rl.training.checkpoint_reader import LoadedCheckpoint, SavedCheckpoint, load_plain, newest_valid, open_checkpoint
 from rl.training.checkpoint_state import CheckpointState, load_strict, plain_bytes
+from rl.training.checkpoint_writer import FAULT_POINTS, RankPart, Task, fault_point, save_plain
 from rl.training.errors import CheckpointError
 from rl.training.parallel_utils import ParallelContext
 
@@ -44,6 +47,7 @@ __all__ = [
     "CheckpointState",
     "LoadedCheckpoint",
     "SavedCheckpoint",
+    "describe",
     "load_plain",
     "load_strict",
     "open_checkpoint",
@@ -52,189 +56,168 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-# Steps of `save` at which a test may kill the process (environment variable FAULT_POINT).
-FAULT_POINTS = (
-    "tmp_dir_made",
-    "model_written",
-    "peft_adapter_written",
-    "training_state_written",
-    "metrics_written",
-    "rank_files_written",
-    "manifest_written",
-    "tmp_dir_synced",
-    "renamed",
-    "committed",
-    "trash_renamed",
-    "pruned",
-)
 _HIDDEN = (".tmp-checkpoint-", ".trash-")  # leftovers of a crash, removed at start
 SUPERSEDED = ".superseded-"  # what a resumed or overwriting run replaces; removed after its first own checkpoint
+LONG_SAVE_S = 15.0  # half of what launchers leave between SIGTERM and SIGKILL
 
 
-def _fault_point(name: str) -> None:
-    assert name in FAULT_POINTS, name
-    if os.environ.get("FAULT_POINT") == name:
-        os.kill(os.getpid(), signal.SIGKILL)
+@dataclass
+class _Pending:
+    """A save whose files are being written."""
 
-
-def _save(value: Any, path: Path) -> None:
-    with path.open("wb") as f:
-        torch.save(value, f)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def save_plain(value: Any, path: Path) -> None:
-    """Atomic single file of tensors and plain data outside a checkpoint (a batch to inspect, exported weights)."""
-    plain_bytes(value, path.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        _save(value, temporary)
-
-
-def load_plain(path: Path, map_location: torch.device | str = "cpu") -> Any:
-    """Undoes `save_plain`; ValueError when the file is missing, damaged or holds more than plain data."""
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist")
-    return _load(path, map_location)
-
-
-def _load(path: Path, map_location: torch.device | str) -> Any:
-    """Never falls back to full unpickling: what the restricted loader refuses stays unread."""
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as e:  # torch raises pickle, zip and runtime errors here
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise InvalidCheckpointError(f"{path} is damaged or holds more than plain data, refused: {reason}") from e
-
-
-@dataclass(frozen=True)
-class SavedCheckpoint:
-    """A verified checkpoint on disk; its files are read on demand."""
-
-    path: Path
-    manifest: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        return self.manifest["step"]
-
-    @property
-    def adapter_dir(self) -> Path | None:
-        """Directory in PEFT's format, None when no adapter was saved."""
-        return self.path / "peft_adapter" if self.has("peft_adapter/adapter_config.json") else None
-
-    @property
-    def base(self) -> ReleasedBase | None:
-        """The published files that model.pt leaves entries to; None when it is complete."""
-        return ReleasedBase.from_json((self.path / BASE).read_text(encoding="utf-8")) if self.has(BASE) else None
-
-    def has(self, name: str) -> bool:
-        return any(f["name"] == name for f in self.manifest["files"])
-
-    def read(self, name: str, map_location: torch.device | str = "cpu") -> Any:
-        """Object of one listed file, e.g. "model.pt", "training_state.pt", "metrics.pt", "buffer_rank0.pt"."""
-        if not self.has(name):
-            raise InvalidCheckpointError(f"{self.path} holds no {name}")
-        return _load(self.path / name, map_location)
-
-
-@dataclass(frozen=True)
-class LoadedCheckpoint:
-    """What `CheckpointManager.load` gives to one rank."""
-
-    saved: SavedCheckpoint
-    model: dict[str, torch.Tensor]
-    training: dict[str, Any]
-    metrics: dict[str, Any]
-    per_rank: dict[str, Any] | None  # None when the number of processes changed: derive streams from the seed anew
-    rank: int
-
-    @property
-    def step(self) -> int:
-        return self.saved.step
-
-    def rank_file(self, name: str) -> Any:
-        """This rank's object of `CheckpointState.rank_files`, None when the number of processes changed."""
-        return None if self.per_rank is None else self.saved.read(f"{name}_rank{self.rank}.pt")
-
-
-def _newest_valid(run_dir: Path) -> tuple[SavedCheckpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and what was wrong with the ones passed over."""
-    complaints: list[str] = []
-    for directory in checkpoint_dirs(run_dir):
-        try:
-            return SavedCheckpoint(directory, verify(directory)), complaints
-        except InvalidCheckpointError as e:
-            complaints.append(str(e))
-    return None, complaints
-
-
-def open_checkpoint(path: Path) -> SavedCheckpoint:
-    """A verified checkpoint for reading; `path` is a checkpoint-n or a run directory (its newest valid one).
-
-    Raises ValueError naming the damaged file, or that there is none.
-    """
-    path = Path(path).expanduser().resolve()
-    if step_of(path) is not None:
-        if not path.is_dir():
-            raise ValueError(f"checkpoint {path} does not exist")
-        return SavedCheckpoint(path, verify(path))
-    found, complaints = _newest_valid(path)
-    if found is None:
-        what = f"no valid checkpoint: {'; '.join(complaints)}" if complaints else "no directory checkpoint-N"
-        raise ValueError(f"{path} holds {what}; name a run directory or one of its checkpoints")
-    for c in complaints:
-        log.warning("damaged checkpoint passed over, using %s instead: %s", found.path.name, c)
-    return found
+    step: int
+    target: Path
+    tmp: Path
+    replace: bool
+    part: Task[list[FileEntry]]  # of this rank
+    blocked: float  # seconds that training waited so far
 
 
 class CheckpointManager:
     """Saves, verifies, prunes and finds the checkpoints of one run. Every method is collective."""
 
-    def __init__(self, run_dir: Path, keep: int, world: ParallelContext, extra: dict[str, Any] | None = None) -> None:
-        """`extra` (JSON data: config fingerprint, code commit) goes into every manifest. Removes crash leftovers."""
+    def __init__(
+        self, run_dir: Path, keep: int, world: ParallelContext, extra: dict[str, Any] | None = None,
+        asynchronous: bool = False, go_on: bool = False,
+    ) -> None:  # fmt: skip
+        """`extra` (JSON data: config fingerprint, code commit) goes into every manifest. Removes crash leftovers.
+
+        `asynchronous`, `go_on`: see `save`.
+        """
         if keep < 2:
             raise ValueError(f"training.keep_checkpoints is {keep}; keep at least 2, one may turn out damaged")
-        self._run_dir, self._keep, self._world = Path(run_dir), keep, world
+        self._run_dir, self._keep, self._world, self._go_on = Path(run_dir), keep, world, go_on
+        self._asynchronous = asynchronous
         versions = {"torch": torch.__version__, "python": platform.python_version()}
         self._extra = {"versions": versions, **(extra or {})}
         self._verified: set[Path] = set()  # in this process, so that pruning need not hash old files again
+        self._pending: _Pending | None = None
         if world.is_main and self._run_dir.is_dir():
-            for leftover in self._run_dir.iterdir():
-                if leftover.name.startswith(_HIDDEN) and leftover.is_dir() and not leftover.is_symlink():
-                    log.info("removing %s, left over from an interrupted run", leftover)
-                    shutil.rmtree(leftover)
+            self._clean_up()
         world.barrier()
+
+    def _clean_up(self) -> None:
+        counted = checkpoint_dirs(self._run_dir)
+        for leftover in self._run_dir.iterdir():
+            replaced = leftover.name.startswith(REPLACED) and leftover not in counted
+            if (replaced or leftover.name.startswith(_HIDDEN)) and leftover.is_dir() and not leftover.is_symlink():
+                log.info("removing %s, left over from an interrupted run", leftover)
+                shutil.rmtree(leftover)
 
     # --- saving ----------------------------------------------------------------------------------------------------
 
-    def save(self, step: int, state: CheckpointState, replace: bool = False) -> Path:
+    def save(self, step: int, state: CheckpointState, replace: bool = False, wait: bool = True) -> Path:
         """Writes checkpoint-{step}; on any failure of any rank all raise CheckpointError and older ones are intact.
 
         `replace`: an existing checkpoint-{step} (of a run that was stopped within that step) gives way to this one.
+        `wait` False: with `asynchronous` returns as soon as the state is copied, and a later `poll`, `settle` or
+        `save` commits it or raises; with `go_on` a failure is only logged.
         """
+        with self._tolerating(wait or self._go_on):  # the one before; a last one replaces it
+            self.settle()
+        start = time.monotonic()
         target = self._run_dir / f"checkpoint-{step}"
-        tmp = self._run_dir / f".tmp-checkpoint-{step}-{uuid.uuid4().hex[:8]}"
-        tmp = self._world.broadcast_object(tmp)
+        with self._tolerating(self._go_on and not wait):
+            tmp = self._world.broadcast_object(self._run_dir / f".tmp-checkpoint-{step}-{uuid.uuid4().hex[:8]}")
+            part = self._write(target, tmp, state, replace, wait)
+            self._pending = _Pending(step, target, tmp, replace, part, time.monotonic() - start)
+            if wait or not self._asynchronous:
+                self.settle()
+        return target
+
+    def _write(
+        self, target: Path, tmp: Path, state: CheckpointState, replace: bool, wait: bool
+    ) -> Task[list[FileEntry]]:
+        """Begins to write this rank's files."""
+        started: list[Task[list[FileEntry]]] = []
         try:
             self._everywhere(
                 lambda: self._sizes(state), then=lambda sizes: self._begin(target, tmp, sum(sizes), replace)
             )
-            per_rank = self._world.gather_objects(state.per_rank)
+            part = RankPart(tmp, self._world.rank, state, self._world.gather_objects(state.per_rank))
+            self._everywhere(lambda: started.append(self._start(part, wait)), then=lambda _: None)
+        except CheckpointError as e:
+            for task in started:  # another rank failed to begin
+                task.wait()
+            self._give_up(target, tmp, e)
+        return started[0]
+
+    @contextmanager
+    def _tolerating(self, allowed: bool) -> Iterator[None]:
+        try:
+            yield
+        except CheckpointError as e:
+            if not allowed:
+                raise
+            log.error("CHECKPOINT NOT SAVED, going on without it: %s", e)
+
+    def poll(self) -> None:
+        """Commits the save in flight if every rank has written its files by now; costs one reduction, else nothing."""
+        if self._pending is not None and self._world.all_true(self._pending.part.done):
+            with self._tolerating(self._go_on):
+                self.settle()
+
+    def settle(self) -> None:
+        """Waits for the save in flight and commits it; nothing when there is none."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        start, target, tmp = time.monotonic(), pending.target, pending.tmp
+        try:
             self._everywhere(
-                lambda: self._write_part(tmp, state, per_rank),
-                then=lambda parts: self._commit(step, target, tmp, [f for part in parts for f in part], replace),
+                pending.part.result,
+                then=lambda parts: self._commit(pending, [f for part in parts for f in part]),
             )
         except CheckpointError as e:
-            if self._world.is_main:
-                shutil.rmtree(tmp, ignore_errors=True)
-            self._world.barrier()
-            raise CheckpointError(f"could not save {target}: {e}; older checkpoints are intact") from e
+            self._give_up(target, tmp, e)
         if self._world.is_main:
             self._prune()
         self._world.barrier()
-        return target
+        blocked = pending.blocked + time.monotonic() - start
+        log.info("saved %s (training waited %.2f s, files took %.2f s)", target, blocked, pending.part.seconds)
+        if pending.part.seconds > LONG_SAVE_S:
+            log.warning(
+                "writing a checkpoint takes %.0f s; a stop signal needs as long, so ask your scheduler for a longer "
+                "notice than that", pending.part.seconds,
+            )  # fmt: skip
+
+    def keep_in_flight(self, alone: bool) -> None:
+        """After an error of the run: commits the save in flight, where that is possible. `alone`: of this rank only,
+        so nothing may be agreed with others."""
+        if alone and self._world.world_size > 1:
+            return
+        with self._tolerating(True):
+            self.settle()
+
+    def _give_up(self, target: Path, tmp: Path, error: CheckpointError) -> NoReturn:
+        if self._world.is_main:
+            shutil.rmtree(tmp, ignore_errors=True)
+        self._world.barrier()
+        raise CheckpointError(f"could not save {target}: {error}; older checkpoints are intact") from error
+
+    def _start(self, part: RankPart, wait: bool) -> Task[list[FileEntry]]:
+        """Writes this rank's part: at once, or from a copy beside training."""
+        part.write_adapter()
+        background = self._asynchronous and not wait
+        if background and not self._fits_twice(part.state):
+            log.warning("no memory for a copy of the state: training waits for checkpoint %s", part.tmp.name)
+            background = False
+        if background:
+            part = RankPart(part.tmp, part.rank, part.state.host_copy(self._world.is_main), part.per_rank)
+        fault_point("state_copied")
+
+        def write() -> list[FileEntry]:
+            written = part.write()
+            if self._world.is_main:  # now rather than when pruning, which training waits for
+                for directory in checkpoint_dirs(self._run_dir):
+                    self._is_valid(directory)
+            return written
+
+        return Task(write, background)
+
+    def _fits_twice(self, state: CheckpointState) -> bool:
+        local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return self._sizes(state) * local_ranks < psutil.virtual_memory().available // 2
 
     def _everywhere(self, own: Callable[[], Any], then: Callable[[list[Any]], None]) -> None:
         """Runs `own` on all ranks, then `then` with their results on rank 0; one failure is everybody's failure."""
@@ -272,69 +255,45 @@ class CheckpointManager:
         if free < needed:
             raise OSError(f"{needed} bytes needed, {free} free on the disk of {self._run_dir}; free space")
         tmp.mkdir()
-        _fault_point("tmp_dir_made")
+        fault_point("tmp_dir_made")
 
-    def _write_part(self, tmp: Path, state: CheckpointState, per_rank: list[dict[str, Any]]) -> list[FileEntry]:
-        """Files of this rank, fsynced, as manifest entries."""
-        written = []
-        if self._world.is_main:
-            _save(state.stored_model, tmp / "model.pt")
-            if state.base is not None:
-                (tmp / BASE).write_text(state.base.to_json(), encoding="utf-8")
-                fsync_file(tmp / BASE)
-                written.append(tmp / BASE)
-            _fault_point("model_written")
-            if state.peft_adapter is not None:
-                (tmp / "peft_adapter").mkdir()
-                state.peft_adapter(tmp / "peft_adapter")
-                written += sorted(f for f in (tmp / "peft_adapter").rglob("*") if f.is_file())
-                for f in written:
-                    fsync_file(f)
-                fsync_dir(tmp / "peft_adapter")
-                _fault_point("peft_adapter_written")
-            _save({**state.training, "per_rank": per_rank}, tmp / "training_state.pt")
-            _fault_point("training_state_written")
-            _save(state.metrics, tmp / "metrics.pt")
-            _fault_point("metrics_written")
-            written += [tmp / "model.pt", tmp / "training_state.pt", tmp / "metrics.pt"]
-        for name, value in state.rank_files.items():
-            assert name.isidentifier(), name
-            path = tmp / f"{name}_rank{self._world.rank}.pt"
-            _save(value, path)
-            written.append(path)
-        _fault_point("rank_files_written")
-        return [describe(tmp, f) for f in written]
-
-    def _commit(self, step: int, target: Path, tmp: Path, files: list[FileEntry], replace: bool) -> None:
+    def _commit(self, pending: _Pending, files: list[FileEntry]) -> None:
+        target, tmp = pending.target, pending.tmp
         for f in files:
             if not (tmp / f.name).is_file():
                 raise FileNotFoundError(f"{f.name} of another rank is not visible here: share the run directory")
         manifest = tmp / MANIFEST
-        manifest.write_text(manifest_text(step, self._world.world_size, files, self._extra), encoding="utf-8")
+        manifest.write_text(manifest_text(pending.step, self._world.world_size, files, self._extra), encoding="utf-8")
         fsync_file(manifest)
-        _fault_point("manifest_written")
+        fault_point("manifest_written")
         fsync_dir(tmp)
-        _fault_point("tmp_dir_synced")
-        if replace and target.exists():
-            os.rename(target, target.with_name(f"{SUPERSEDED}{target.name}-{uuid.uuid4().hex[:8]}"))
+        fault_point("tmp_dir_synced")
+        if pending.replace and target.exists():  # until the next rename it stands in for itself under that name
+            os.rename(target, target.with_name(f"{REPLACED}{target.name}"))
+            fault_point("old_set_aside")
         if target.exists():  # rename onto an empty directory would succeed silently
             raise FileExistsError(f"{target} appeared meanwhile")
         os.rename(tmp, target)
-        _fault_point("renamed")
+        fault_point("renamed")
         fsync_dir(self._run_dir)
-        _fault_point("committed")
+        fault_point("committed")
         self._verified.add(target)
 
     def _prune(self) -> None:
-        """Keeps the newest `keep` checkpoints that verify; damaged ones are neither counted nor deleted."""
+        """Keeps the newest `keep` checkpoints that verify; damaged ones are neither counted nor deleted. What cannot
+        be deleted is left for the next time."""
         good = [d for d in checkpoint_dirs(self._run_dir) if self._is_valid(d)]
-        superseded = [d for d in self._run_dir.iterdir() if d.name.startswith(SUPERSEDED) and not d.is_symlink()]
-        for old in [*good[self._keep :], *superseded]:
-            trash = self._run_dir / f".trash-{uuid.uuid4().hex[:8]}"
-            os.rename(old, trash)
-            _fault_point("trash_renamed")
-            shutil.rmtree(trash)
-        _fault_point("pruned")
+        hidden = [d for d in self._run_dir.iterdir() if d.name.startswith((SUPERSEDED, REPLACED))]
+        given_up = [d for d in hidden if not d.is_symlink() and d not in good[: self._keep]]
+        for old in [*(d for d in good[self._keep :] if d not in given_up), *given_up]:
+            try:
+                trash = self._run_dir / f".trash-{uuid.uuid4().hex[:8]}"
+                os.rename(old, trash)
+                fault_point("trash_renamed")
+                shutil.rmtree(trash)
+            except OSError as e:
+                log.warning("%s could not be deleted: %s", old, e)
+        fault_point("pruned")
 
     def _is_valid(self, directory: Path) -> bool:
         if directory not in self._verified:
@@ -374,7 +333,7 @@ class CheckpointManager:
     def _choose(self, path: Path | None) -> SavedCheckpoint | None:
         if path is not None:
             return open_checkpoint(path)
-        found, complaints = _newest_valid(self._run_dir)
+        found, complaints = newest_valid(self._run_dir)
         for c in complaints:
             log.warning("DAMAGED CHECKPOINT passed over: %s", c)
         if found is None and complaints:

@@ -14,7 +14,9 @@ from typing import Any
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 BASE = "base.json"
-_NAME = re.compile(r"checkpoint-([0-9]+)")
+# A checkpoint that gives way to another of its number has this name until that one is in place.
+REPLACED = ".replaced-"
+_NAME = re.compile(r"(?:\.replaced-)?checkpoint-([0-9]+)")
 _CHUNK = 1 << 20
 
 
@@ -53,17 +55,23 @@ class ReleasedBase:
 
 
 def step_of(directory: Path) -> int | None:
-    """The n of `checkpoint-n`, None for any other name."""
+    """The n of `checkpoint-n` (or of one that is being replaced), None for any other name."""
     match = _NAME.fullmatch(directory.name)
     return int(match.group(1)) if match else None
 
 
 def checkpoint_dirs(run_dir: Path) -> list[Path]:
-    """Directories named checkpoint-n, newest (highest n) first; links and files are not followed."""
+    """Directories named checkpoint-n, newest (highest n) first; links and files are not followed.
+
+    One that was being replaced when its run was killed counts while there is no other of its number.
+    """
     if not run_dir.is_dir():
         return []
-    found = [(n, d) for d in run_dir.iterdir() if (n := step_of(d)) is not None and d.is_dir() and not d.is_symlink()]
-    return [d for _, d in sorted(found, reverse=True)]
+    found = {d.name: d for d in run_dir.iterdir() if step_of(d) is not None and d.is_dir() and not d.is_symlink()}
+    counted = [
+        d for name, d in found.items() if name.removeprefix(REPLACED) == name or name[len(REPLACED) :] not in found
+    ]
+    return sorted(counted, key=lambda d: step_of(d) or 0, reverse=True)
 
 
 def sha256_of(path: Path) -> str:
@@ -106,6 +114,10 @@ def manifest_text(step: int, world_size: int, files: list[FileEntry], extra: dic
         "files": [vars(f) for f in sorted(files, key=lambda f: f.name)],
     }
     manifest["sha256"] = hashlib.sha256(_canonical(manifest)).hexdigest()
+    return _text(manifest)
+
+
+def _text(manifest: dict[str, Any]) -> str:
     return json.dumps(manifest, indent=1)
 
 
@@ -117,10 +129,12 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InvalidCheckpointError(f"{path} is missing: not a complete checkpoint")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_bytes().decode("utf-8")
+        manifest = json.loads(text)
     except ValueError as e:  # bad JSON or bad UTF-8
         raise InvalidCheckpointError(f"{path} is not readable: {e}") from e
-    if not isinstance(manifest, dict) or manifest.get("sha256") != hashlib.sha256(_canonical(manifest)).hexdigest():
+    unchanged = isinstance(manifest, dict) and text == _text(manifest)  # also no other spaces, no key twice
+    if not unchanged or manifest.get("sha256") != hashlib.sha256(_canonical(manifest)).hexdigest():
         raise InvalidCheckpointError(f"{path} does not match its own checksum")
     if manifest["format_version"] > FORMAT_VERSION:
         raise NewerFormatError(

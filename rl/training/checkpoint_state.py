@@ -2,7 +2,7 @@
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,39 @@ class CheckpointState:
         """`model` without what the base holds."""
         held = set() if self.base is None else set(self.base.entries)
         return {k: v for k, v in self.model.items() if k not in held}
+
+    def host_copy(self, is_main: bool) -> "CheckpointState":
+        """What this rank writes, in memory of its own on the host, so that training may go on."""
+        rank_files = host_copy(self.rank_files)
+        if not is_main:
+            return CheckpointState(model={}, training={}, rank_files=rank_files)
+        model, training, metrics = host_copy((self.stored_model, self.training, self.metrics))
+        return replace(self, model=model, training=training, metrics=metrics, rank_files=rank_files)
+
+
+def host_copy(value: Any) -> Any:
+    """Plain data again, with no tensor or container of `value`; tensors that share memory still do."""
+    storages: dict[tuple[torch.device, int], torch.UntypedStorage] = {}
+
+    def tensor(item: torch.Tensor) -> torch.Tensor:
+        own = item.untyped_storage()
+        key = (own.device, own.data_ptr())
+        if key not in storages:
+            storages[key] = own.clone() if own.device.type == "cpu" else own.cpu()
+        made = torch.empty(0, dtype=item.dtype)
+        made.set_(storages[key], item.storage_offset(), item.size(), item.stride())
+        return nn.Parameter(made, item.requires_grad) if type(item) is nn.Parameter else made
+
+    def visit(item: Any) -> Any:
+        if type(item) in _TENSORS:
+            return tensor(item)
+        if type(item) in _MAPPINGS:
+            return type(item)({visit(k): visit(v) for k, v in item.items()})
+        if type(item) in _CONTAINERS:
+            return type(item)(visit(v) for v in item)
+        return item
+
+    return visit(value)
 
 
 def plain_bytes(value: Any, where: str) -> int:

@@ -18,7 +18,15 @@ from typing import Any, NoReturn
 from f1_vla.config import F1Config
 from rl import config as rl_config
 from rl.training.cli_flags import EXAMPLES, FLAGS, PHASES, flags_of
-from rl.training.errors import EXIT_CRASH, EXIT_OK, CollectiveError, NumericalError, Preempted, exit_code_of
+from rl.training.errors import (
+    EXIT_CRASH,
+    EXIT_OK,
+    CollectiveError,
+    NumericalError,
+    OutOfMemoryError,
+    Preempted,
+    exit_code_of,
+)
 from rl.training.process_end import end_process
 from rl.training.run_dir import ResumeMode
 
@@ -143,6 +151,9 @@ def parse(phase: str, argv: Sequence[str]) -> Args:
         raise ValueError("--resume and --auto_resume contradict each other; give only one")
     if given["teacher_path"] and given["teacher_checkpoint"]:
         raise ValueError("--teacher_path and --teacher_checkpoint mean the same; give only one")
+    for flag in ("accelerate_config", "max_restarts"):
+        if given[flag] is not None:
+            raise ValueError(f"--{flag} is for the launcher: bash train.sh {phase} ... --{flag} {given[flag]}")
     overrides, arch_overrides = _overrides(phase, given, rest)
     resume_path = None if given["resume"] is None else Path(given["resume"])
     own_place = any(o.startswith(f"{phase}.output_dir=") for o in overrides)
@@ -196,7 +207,7 @@ def run_main(phase: str, fn: Callable[[Args], int | None], argv: Sequence[str] |
     except Preempted as e:
         code = exit_code_of(e)
         _say(f"stopped: {e}", rank, everywhere=False)
-    except (NumericalError, ValueError) as e:
+    except (NumericalError, OutOfMemoryError, ValueError) as e:
         code = exit_code_of(e)
         if debug:
             traceback.print_exc()

@@ -55,6 +55,7 @@ EXAMPLES = {
     ),
     "plan": (
         "bash train.sh plan teacher --model_config f1_base --num_processes 8 --mixed_precision bf16 model.lora.mode=on",
+        "bash train.sh plan gr00t gr00t.size=n1.7 gr00t.dtype=bfloat16 gr00t.stages=[dit] gr00t.lora_rank=16",
     ),
 }
 _ROLLOUT = ("teacher", "student", "adversarial")
@@ -125,6 +126,8 @@ FLAGS = (
     Flag("--model_config", (*_F1_RUN, "pipeline", "evaluate", "plan"),
          "model preset (tiny, debug_test, f1_base) or file", {"*": "model.config_file"}, metavar="NAME"),
     Flag("--accelerate_config", _ALL, "configuration of accelerate launch; read by train.sh", metavar="FILE"),
+    Flag("--max_restarts", (*_RUN, "pipeline"), "starts again after a crash, from the newest checkpoint (default 0); "
+         "read by train.sh"),
     Flag("--mixed_precision", (*_RUN, "pipeline", "plan"), "no, bf16 or fp16", {"*": "training.mixed_precision"},
          metavar="KIND"),
     Flag("--gradient_accumulation_steps", (*_ROLLOUT, *_POLICY), "micro-batches of one update",
@@ -136,8 +139,8 @@ FLAGS = (
          metavar="FILE"),
     Flag("--checkpoint", ("evaluate", "play"), "checkpoint-N, or a run directory (its newest valid one)",
          metavar="DIR"),
-    Flag("--phase", ("evaluate", "plan"), "phase that made the checkpoint, or that is planned", metavar="NAME",
-         choices=_ROLLOUT),
+    Flag("--phase", ("evaluate", "plan"), "phase that made the checkpoint, or that is planned (plan: or gr00t)",
+         metavar="NAME", choices=(*_ROLLOUT, "gr00t")),
     Flag("--num_processes", ("pipeline", "plan"), "processes of each phase (plan: of the planned run), one a GPU"),
     Flag("--phases", ("pipeline",), "those to run, of teacher,student,adversarial,evaluation", {"*": "pipeline.phases"},
          metavar="NAME,NAME"),

@@ -10,6 +10,7 @@ BENIGN = (
     "training.num_threads", "training.device", "training.debug", "*.save_every", "*.log_every", "*.output_dir",
     "model.config_file", "adversarial.total_iterations", "arm.steps", "rl.max_iterations", "*.eval_*",
     "*.final_episodes", "*.compare*", "*.export", "*.headless", "*.logger", "logging.*", "evaluation.*",
+    "checkpoint.*", "numbers.*", "environment.isolation", "environment.supervision.*",
 )  # fmt: skip
 READS = {"adversarial": ("teacher", "student")}  # blocks of other phases that a phase reads
 PHASE_BLOCKS = ("teacher", "student", "adversarial", "tokenizer", "arm", "rl", "play", "pipeline")

@@ -43,7 +43,7 @@ def check_python() -> Check:
 def locked_version(package: str) -> str | None:
     """Version in this Python's lock file; None for torch, which is installed apart."""
     lock = REPO_ROOT / "requirements" / f"lock-py{sys.version_info[0]}{sys.version_info[1]}.txt"
-    for line in lock.read_text().splitlines() if lock.is_file() else []:
+    for line in lock.read_text(encoding="utf-8").splitlines() if lock.is_file() else []:
         name, sep, rest = line.partition("==")
         if sep and name.replace("-", "_") == package:
             return rest.split()[0]
@@ -123,7 +123,7 @@ def check_render(picture: Path, timeout_s: float, probe: tuple[str, ...] = PROBE
     remedy = "run `bash setup.sh`, which fetches a software driver or says which package is missing"
     try:
         picture.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run([*probe, str(picture)], capture_output=True, text=True, timeout=timeout_s)
+        done = subprocess.run([*probe, str(picture)], capture_output=True, encoding="utf-8", timeout=timeout_s)
     except OSError as e:
         return Check("rendering", "FAIL", f"no place for the test frame: {e}", "make the working directory writable")
     except subprocess.TimeoutExpired:

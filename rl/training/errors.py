@@ -11,12 +11,32 @@ class Preempted(Exception):  # noqa: N818 - a planned stop, not a failure
     """The run saved its state after a stop signal; exit code 75, the same command with --auto_resume continues it."""
 
 
+class OutOfMemoryError(RuntimeError):
+    """Memory of the device or host ran out; the text names what to lower. Exit code 1: a later start may have room."""
+
+
 class CollectiveError(ValueError):
     """A user-facing error that every rank raises with the same text, so only rank 0 prints it; exit code 4."""
 
 
 class CheckpointError(CollectiveError):
     """A checkpoint could not be written, or none could be read; the text names the file and the remedy."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for torch's error of a GPU, and for what the CPU allocator of torch raises."""
+    import torch  # seconds, and most who need exit codes need no torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def out_of_memory_text(error: BaseException) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"out of memory: {reason}. Lower training.num_envs or the batch (training.batch_size, ppo.minibatch_size, "
+        "sac.batch_size), or raise training.gradient_accumulation_steps and lower training.batch_size by the same "
+        "factor, which keeps the global batch; bash train.sh plan says what a run needs"
+    )
 
 
 def exit_code_of(error: BaseException | None) -> int:

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,10 @@ from rl.config import Config, StudentConfig, check_explorer
 from rl.data.intrinsic import normalised_names
 from rl.models.explorer import Explorer, explorer_parameters
 from rl.training.adapter_io import write_adapter
+from rl.training.checkpoint_files import ReleasedBase
 from rl.training.model_setup import inject_adapter, uses_lora
 from rl.training.parallel_utils import ParallelContext
+from rl.training.released_base import check_untrained, released_base
 from rl.training.rng import seed_all
 from rl.training.seeds import seed_for
 
@@ -36,6 +39,16 @@ class ExplorerModel:
     optimizer: torch.optim.Optimizer
     trainable: list[nn.Parameter]
     lora: bool
+    bases: list[ReleasedBase | None] = field(default_factory=list)  # what checkpoints need not copy, once it is known
+
+    def checkpoint(self) -> dict[str, Any]:
+        """`model` and `base` of a `CheckpointState`; the base is that of the weights this run began with."""
+        if not self.bases:
+            self.bases.append(released_base(self.explorer))
+        base = self.bases[0]
+        if base is not None:
+            check_untrained(self.explorer, base)
+        return {"model": self.explorer.state_dict(), "base": base}
 
     def adapter_writer(self) -> Callable[[Path], None] | None:
         """Writes the explorer's adapter in PEFT's format; None when the run has none."""

@@ -9,17 +9,20 @@ import kernels
 from f1_vla.config import F1Config
 from rl import config as rl_config
 from rl.suppress_logs import suppress_logs
-from rl.training import cli, provenance
+from rl.training import cli, provenance, rng
 from rl.training.checkpoint import CheckpointManager
+from rl.training.errors import CollectiveError
 from rl.training.gpu import setup_sapien_gpu
 from rl.training.logging_setup import setup_logging
 from rl.training.loop import Loop, Pace, Phase
+from rl.training.loss_spikes import SpikeWatch
 from rl.training.model_setup import check_model_files
 from rl.training.parallel_utils import ParallelContext
 from rl.training.preemption import StopFlag
 from rl.training.run_dir import RunDir
 
 log = logging.getLogger(__name__)
+SHARDED_PHASES = ("teacher",)  # every call of what they train goes through the wrapped forward, on all ranks
 
 
 class ClosablePhase(Phase, Protocol):
@@ -43,6 +46,11 @@ def run_phase(
     setup_sapien_gpu()
     suppress_logs()
     ctx = ParallelContext.create(cfg.training)
+    if ctx.sharded and args.phase not in SHARDED_PHASES:
+        raise CollectiveError(
+            f"FSDP: phase {args.phase} acts with what it trains and keeps it whole on every rank; take "
+            f"configs/accelerate/ddp.yaml (FSDP is for {', '.join(SHARDED_PHASES)})"
+        )
     try:
         _run(args, build, total, ctx, stop, pace, finish)
     except BaseException:
@@ -69,7 +77,11 @@ def _run(
             "architecture_fingerprint": None if arch is None else rl_config.fingerprint(arch),
             "code_commit": provenance.git_commit(),
         }
-        manager = CheckpointManager(run.path, cfg.training.keep_checkpoints, ctx, extra)
+        c = cfg.checkpoint
+        go_on = c.on_failure is rl_config.SaveFailure.go_on
+        manager = CheckpointManager(run.path, cfg.training.keep_checkpoints, ctx, extra, c.async_write, go_on)
+        # Whatever draws from a global generator is a function of the seed, and what is saved of it can be compared.
+        rng.seed_all(ctx.seed_for(cfg.training.seed, "run"))
         try:
             phase = build(args, ctx)
         except ValueError:
@@ -80,6 +92,7 @@ def _run(
         with contextlib.closing(phase):
             pace = pace or Pace(cfg.training.save_every, cfg.training.log_every)
             loop = Loop(phase, pace, total, ctx, run, manager, stop, cfg.logging.tensorboard, cfg.logging.wandb)
+            loop.spikes = SpikeWatch(cfg.numbers)
             saved = manager.load(run.resume_from) if run.resuming else None
             if saved is not None:
                 loop.restore(saved)

@@ -10,7 +10,15 @@ from typing import Any, Protocol
 
 from rl.training import rng
 from rl.training.checkpoint import CheckpointManager, CheckpointState, LoadedCheckpoint, save_plain
-from rl.training.errors import NumericalError, Preempted
+from rl.training.errors import (
+    CheckpointError,
+    NumericalError,
+    OutOfMemoryError,
+    Preempted,
+    is_out_of_memory,
+    out_of_memory_text,
+)
+from rl.training.loss_spikes import SpikeWatch
 from rl.training.metrics_log import MetricsLog
 from rl.training.parallel_utils import ParallelContext
 from rl.training.preemption import StopFlag
@@ -85,6 +93,7 @@ class LoopState:
     collected: dict[str, float] = field(default_factory=dict)  # metrics of the running iteration
     sums: dict[str, float] = field(default_factory=dict)  # of the updates' numbers in the running iteration
     counts: dict[str, int] = field(default_factory=dict)  # of the updates that had each of them
+    unwritten: list[dict[str, float]] = field(default_factory=list)  # lines of the iterations since the written one
 
 
 class Loop:
@@ -98,9 +107,9 @@ class Loop:
         self.run_dir, self.manager, self.stop, self.tensorboard = run, manager, stop, tensorboard
         self.wandb = wandb
         self.metrics_every = cfg.metrics_every if isinstance(cfg, Pace) else 1
-        self.unwritten: list[dict[str, float]] = []  # lines of the iterations since the last written one
         self.state = LoopState()
         self.saved_at: int | None = None
+        self.spikes: SpikeWatch | None = None
         self.history: deque[dict[str, float]] = deque(maxlen=HISTORY)  # the newest lines of the metrics file
 
     def restore(self, saved: LoadedCheckpoint) -> None:
@@ -136,26 +145,37 @@ class Loop:
         first_env_steps = s.env_steps
         try:
             while s.step < self.total or s.updates_done > 0:
-                self.unwritten.append(self._iteration())
+                s.unwritten.append(self._iteration())
                 last = s.step >= self.total
-                stopping = self.ctx.any_rank(self.stop.stop_requested())
-                saving = last or stopping or self._crossed(self.cfg.save_every)
-                if saving or self._crossed(self.metrics_every):
+                stopping = self._stopping()
+                due = last or self._crossed(self.cfg.save_every)
+                if due or self._crossed(self.metrics_every):  # a stop does not show in the metrics
                     line = self._line()
                     metrics.write(s.step, line)
                     self.history.append(line)
+                    if self.spikes is not None:
+                        self.spikes.add(s.step, line)
                     progress.update(s.step, s.env_steps - first_env_steps, _headline(line, self.phase.name))
                     self.run_dir.status("running", s.step, self.total)
-                if self.ctx.is_main:
-                    self.phase.media(self.run_dir.path, s.step, last)
-                if saving:
-                    self._save()
+                with self.ctx.whole():
+                    if self.ctx.is_main:
+                        self.phase.media(self.run_dir.path, s.step, last)
+                if due or stopping:
+                    self._save(wait=last or stopping)
                 if stopping and not last:
                     raise self._preempted()
         except NumericalError:
             path = self.run_dir.path / f"not_finite_batch_rank{self.ctx.rank}.pt"
             save_plain(self.phase.last_batch(), path)
             log.error("the batch of the step that was not finite is in %s", path)
+            self.manager.keep_in_flight(alone=False)  # all ranks are here
+            raise
+        except (Preempted, CheckpointError):
+            raise
+        except Exception as e:
+            self.manager.keep_in_flight(alone=True)
+            if is_out_of_memory(e):
+                raise OutOfMemoryError(out_of_memory_text(e)) from e
             raise
         finally:
             progress.close()
@@ -177,8 +197,8 @@ class Loop:
                 s.counts[name] = s.counts.get(name, 0) + 1
             s.updates += 1
             s.updates_done += 1
-            if s.updates_done < p.updates_per_iteration and self.ctx.any_rank(self.stop.stop_requested()):
-                self._save()
+            if s.updates_done < p.updates_per_iteration and self._stopping():
+                self._save(wait=True)
                 raise self._preempted()
         s.updates_done = 0
         line = {**s.collected, **{k: v / s.counts[k] for k, v in s.sums.items()}}
@@ -186,7 +206,7 @@ class Loop:
 
     def _line(self) -> dict[str, float]:
         """Means over the iterations that are not written yet; counters as they stand."""
-        lines, self.unwritten = self.unwritten, []
+        lines, self.state.unwritten = self.state.unwritten, []
         if len(lines) == 1:
             return lines[0]
         values: dict[str, list[float]] = {}
@@ -196,21 +216,27 @@ class Loop:
         means = {k: sum(finite) / len(finite) if (finite := _finite(v)) else math.nan for k, v in values.items()}
         return means | {k: lines[-1][k] for k in ("env_steps", "updates")}
 
+    def _stopping(self) -> bool:
+        """At a boundary between updates: commits a checkpoint that is written by now, then asks for stop signals."""
+        self.manager.poll()
+        return self.ctx.any_rank(self.stop.stop_requested())
+
     def _crossed(self, every: int) -> bool:
         """True when this iteration stepped over a multiple of `every`."""
         before = self.state.step - self.phase.units_per_iteration
         return self.state.step // every > before // every
 
-    def _save(self) -> None:
+    def _save(self, wait: bool) -> None:
+        """wait: returns only when the checkpoint is on disk."""
         s = self.state
         state = self.phase.checkpoint()
+        state.model, state.training = self.ctx.gathered(state.model), self.ctx.gathered(state.training)
         state.training = {**state.training, "loop": {**vars(s)}, "metrics_history": list(self.history)}
         state.metrics = dict(self.history[-1]) if self.history else {}
         state.per_rank = {**state.per_rank, "rng": rng.capture(self.ctx.device)}
         # A run stopped within this iteration left a checkpoint of the same number; this one has more updates.
-        path = self.manager.save(s.step, state, replace=self.saved_at == s.step)
+        self.manager.save(s.step, state, replace=self.saved_at == s.step, wait=wait)
         self.saved_at = s.step
-        log.info("saved %s", path)
         if s.updates_done == 0:
             self.phase.boundary(s.step)
 

@@ -163,10 +163,10 @@ def build_world_model(cfg: Config, arch: F1Config, freeze: FreezeConfig, ctx: Pa
         log.info("trainable parts:\n%s", trainable_table(policy))
     t = cfg.training
     optimizer = setup_optimizer(policy, t.learning_rate, t.weight_decay, t.memory_lr_scale)
+    wrapped, prepared = ctx.prepare(policy, optimizer)
     ensemble = policy.world_model.ensemble
     heads = [] if ensemble is None else [p for p in ensemble.parameters() if p.requires_grad]
     trainable = [p for p in policy.parameters() if p.requires_grad and all(p is not h for h in heads)]
-    wrapped, prepared = ctx.prepare(policy, optimizer)
     ctx.assert_ranks_equal(policy, "parameters at the start")
     seed_all(seed_for(t.seed, ctx.rank, "training"))
     base = released_base(policy) if ctx.is_main else None

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
+import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +17,9 @@ from rl.algorithms.sac import SAC
 from rl.config import Config, MixedPrecision, OffPolicyConfig, ReplayDtype, Warmup
 from rl.data.episode_statistics import EpisodeStatistics
 from rl.data.replay import Replay, ReplayBatch
-from rl.data.replay_layout import layout_of, replay_bytes, require_memory
+from rl.data.replay_layout import as_dict, layout_of, replay_bytes, require_memory
 from rl.envs.vector import VectorEnv
+from rl.models.actor_critic import is_privileged
 from rl.models.bounded_actions import BoundedActions
 from rl.training.checkpoint import CheckpointState, LoadedCheckpoint, load_strict
 from rl.training.errors import NumericalError
@@ -91,7 +93,7 @@ class OffPolicyPhase:
         self.greedy = GreedyPolicy(self.learner.networks, self.actions)
         self._advised = False
         self._last: ReplayBatch | None = None
-        self.observation = self._begin(0)
+        self.restart(0)
         self._resumable = self._environment_state() is not None
 
     def _make_learner(self, cfg: Config) -> Learner:
@@ -112,6 +114,8 @@ class OffPolicyPhase:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(self.seed, 0, "policy"))  # the same on every rank
             space, dim = self.env.observation_space, self.actions.dim
+            if isinstance(space, gym.spaces.Dict) and any(map(is_privileged, space.spaces)):
+                raise ValueError(f"{self.name.upper()} shows actor and critic the same, this task does not; use PPO")
             if self.block == "sac":
                 return SAC(cfg.sac, space, dim, **common)
             return DiffusionPolicy(cfg.diffusion, space, dim, **common)
@@ -129,20 +133,25 @@ class OffPolicyPhase:
 
     def collect(self, step: int) -> dict[str, float]:
         start, finished = time.monotonic(), self.statistics.episodes
+        finite = torch.ones((), device=self.ctx.device)
         for _ in range(self.settings.vector_steps):
             action = self._explore()
             result = self.env.step(self.actions.to_environment(action))
             self.replay.add(action, result)
             self.learner.observe(result.observation)
             self.statistics.add(result)
+            finite *= all_finite(result.reward) * all_finite(result.observation)
             self.observation = result.observation
         self.learner.share_statistics()
         steps = self.statistics.flush()
         self._report(finished)
-        line = {**self.statistics.means(), "env_steps": float(steps)}
+        line = {**self.statistics.means(), **self.statistics.losses(), "env_steps": float(steps)}
+        line["finite"] = float(finite)
         line["env_steps_per_s"] = steps / (time.monotonic() - start)
         line = self.ctx.mean(line)
-        for sums in ("env_steps", "env_steps_per_s"):
+        if line.pop("finite") < 1:  # in a replay it would outlive this run in every checkpoint
+            raise NumericalError(f"{self.name}: an environment gave a reward or an observation that is not finite")
+        for sums in {"env_steps", "env_steps_per_s", "environment_failures"} & line.keys():
             line[sums] *= self.ctx.world_size
         line["env_steps"] = round(line["env_steps"])
         return line
@@ -154,12 +163,11 @@ class OffPolicyPhase:
             return 2 * torch.rand(shape, generator=self.learner.generator, device=self.ctx.device) - 1
         return self.learner.act(self.observation)
 
-    def _begin(self, step: int) -> TensorTree:
+    def restart(self, step: int) -> None:
         """All environments begin afresh; the episodes that follow are a function of (seed, rank, step)."""
-        observation = self.env.reset(seed_for(self.seed, self.ctx.rank, "episodes", step) >> 32)
-        self.replay.begin(observation)
+        self.observation = self.env.reset(seed_for(self.seed, self.ctx.rank, "episodes", step) >> 32)
+        self.replay.begin(self.observation)
         self.statistics.begin()
-        return observation
 
     def _report(self, finished: int) -> None:
         every, now = self.settings.report_episodes, self.statistics.episodes
@@ -205,7 +213,7 @@ class OffPolicyPhase:
     def boundary(self, step: int) -> None:
         """Environments that cannot be saved begin afresh here, in the uninterrupted run, too."""
         if not self._resumable:
-            self.observation = self._begin(step)
+            self.restart(step)
         self.ctx.assert_ranks_equal(self.learner.networks, f"parameters at {self.unit} {step}")
 
     def media(self, run_dir: Path, step: int, last: bool) -> None:
@@ -257,6 +265,12 @@ class OffPolicyPhase:
 
     def close(self) -> None:
         self.env.close()
+
+
+def all_finite(tree: TensorTree) -> Tensor:
+    """1.0 when every number is one, else 0.0; on the device, without waiting for it."""
+    parts = [t for t in as_dict(tree).values() if t.is_floating_point()]
+    return torch.stack([t.isfinite().all() for t in parts]).all().float() if parts else torch.ones(())
 
 
 def bounded_actions(block: str, name: str, cfg: OffPolicyConfig, env: VectorEnv) -> BoundedActions:

@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl.algorithms.ppo import PPO, make_optimizer
+from rl.algorithms.ppo import PPO
 from rl.algorithms.ppo_rollout import Batch, RolloutActor
 from rl.config import Config
 from rl.data.episode_statistics import EpisodeStatistics
 from rl.envs.vector import VectorEnv
 from rl.models.action_map import DeterministicPolicy
-from rl.models.actor_critic import ActorCritic
 from rl.models.distributions import Gaussian
+from rl.models.gr00t import GR00TActorCritic
 from rl.training.checkpoint import CheckpointState, LoadedCheckpoint, load_strict
 from rl.training.errors import NumericalError
+from rl.training.gr00t_training import Stages, make_policy, make_policy_optimizer
 from rl.training.parallel_utils import ParallelContext
 from rl.training.seeds import seed_for
 from rl.types import TensorTree
@@ -42,19 +43,22 @@ class OnPolicyPhase:
         self.units_per_iteration = ppo.n_steps * env.num_envs * ctx.world_size if unit == "step" else 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, 0, "policy"))  # the same on every rank
-            policy = ActorCritic(env.observation_space, env.action_space, ppo.network)
+            policy = make_policy(cfg, env)
         self.policy = policy.to(ctx.device)
         generator = torch.Generator(ctx.device).manual_seed(seed_for(seed, ctx.rank, name))
         self.actor = RolloutActor(
             ppo, policy, env.observation_space, env.action_space, env.num_envs, ctx.device, generator
         )
-        wrapped, optimizer = ctx.prepare(policy, make_optimizer(ppo, policy.parameters()))
+        wrapped, optimizer = ctx.prepare(policy, make_policy_optimizer(cfg, policy))
         micro = cfg.training.gradient_accumulation_steps
         self.ppo = PPO(ppo, policy, wrapped, optimizer, ctx, generator, micro)
+        self.stages: Stages | None = None
+        if isinstance(policy, GR00TActorCritic):
+            self.stages = Stages(cfg, policy, optimizer, ctx.world_size)
         self.greedy = DeterministicPolicy(policy, self.actor.observation_norm, self.actor.action_map)
         self.statistics = EpisodeStatistics(env.num_envs, ctx.device)
         self._batch: Batch | None = None
-        self._restart(0)
+        self.restart(0)
         self._resumable = self._environment_state() is not None
 
     # --- one iteration ---------------------------------------------------------------------------------------------
@@ -67,10 +71,10 @@ class OnPolicyPhase:
             self.statistics.add(result)
         self._batch = self.actor.finish(self.ctx.total, self.ctx.autocast())
         steps = self.statistics.flush()
-        line = {**self.statistics.means(), "env_steps": float(steps)}
+        line = {**self.statistics.means(), **self.statistics.losses(), "env_steps": float(steps)}
         line["env_steps_per_s"] = steps / (time.monotonic() - start)
         line = self.ctx.mean(line)
-        for sums in ("env_steps", "env_steps_per_s"):
+        for sums in {"env_steps", "env_steps_per_s", "environment_failures"} & line.keys():
             line[sums] *= self.ctx.world_size
         line["env_steps"] = round(line["env_steps"])
         return line
@@ -78,6 +82,8 @@ class OnPolicyPhase:
     def update(self, progress: float) -> dict[str, float]:
         start = time.monotonic()
         assert self._batch is not None
+        if self.stages is not None:
+            self._batch = self.stages.advance(progress / self.total, self._batch)
         try:
             line = self.ppo.update(self._batch, progress / self.total)
         except FloatingPointError as e:
@@ -110,7 +116,7 @@ class OnPolicyPhase:
     def boundary(self, step: int) -> None:
         """Environments that cannot be saved begin afresh here, in the uninterrupted run, too."""
         if not self._resumable:
-            self._restart(step)
+            self.restart(step)
         self.ctx.assert_ranks_equal(self.policy, f"parameters at {self.unit} {step}")
 
     def media(self, run_dir: Path, step: int, last: bool) -> None:
@@ -122,6 +128,8 @@ class OnPolicyPhase:
             training={"ppo": self.ppo.state_dict(), "statistics": self.actor.statistics(), "algorithm": self.name},
             per_rank={"actor": self.actor.state_dict(), "episodes": self.statistics.state_dict()},
         )
+        if self.stages is not None:
+            state.training["gr00t"] = self.stages.state_dict()
         if self._resumable:
             state.rank_files["environments"] = self._environment_state()
         return state
@@ -134,10 +142,12 @@ class OnPolicyPhase:
                 f"{saved.saved.path} is a checkpoint of {algorithm or 'another program'}, not of {self.name}"
             )
         load_strict(self.policy, saved.model, saved.saved.path)
+        if self.stages is not None:
+            self.stages.load_state_dict(saved.training["gr00t"])
         self.ppo.load_state_dict(saved.training["ppo"])
         self.actor.load_statistics(saved.training["statistics"])
         if saved.per_rank is None:
-            self._restart(saved.step)
+            self.restart(saved.step)
             return
         self.actor.load_state_dict(saved.per_rank["actor"])
         self.statistics.load_state_dict(saved.per_rank["episodes"])
@@ -151,7 +161,7 @@ class OnPolicyPhase:
     def close(self) -> None:
         self.env.close()
 
-    def _restart(self, step: int) -> None:
+    def restart(self, step: int) -> None:
         """All environments begin afresh; the episodes that follow are a function of (seed, rank, step)."""
         seed = seed_for(self.cfg.training.seed, self.ctx.rank, "episodes", step) >> 32
         self.actor.start(self.env.reset(seed))

@@ -95,7 +95,7 @@ def guarded_step(
     norm = ctx.clip_grad_norm(parameters, max_norm)
     finite = bool(torch.isfinite(loss.detach()).all()) and bool(torch.isfinite(norm))
     if apart:
-        finite &= bool(torch.isfinite(nn.utils.clip_grad_norm_(apart, max_norm)))
+        finite &= bool(torch.isfinite(ctx.clip_grad_norm(apart, max_norm)))
     if not ctx.all_true(finite):
         raise NumericalError(
             f"{what}: loss or gradient is not finite (this rank: loss {float(loss.detach()):.4g}, "

@@ -1,5 +1,5 @@
-"""Processes of one training run: device, precision, wrapping, reductions. The only importer of accelerate and
-torch.distributed.
+"""Processes of one training run: device, precision, wrapping, reductions. The only importer of accelerate and, with
+`sharding.py`, of torch.distributed.
 
 Rank discipline: methods marked "collective" must be called by every rank, in the same order. In one process they
 cost nothing. Works under `accelerate launch`, torchrun and plain python.
@@ -8,8 +8,8 @@ cost nothing. Works under `accelerate launch`, torchrun and plain python.
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import nn
 
 from rl.config import TrainingConfig
-from rl.training import process_end
+from rl.training import process_end, sharding
 from rl.training.seeds import seed_for
 
 __all__ = ["ParallelContext", "RankMismatchError", "parameter_hash", "seed_for"]
@@ -40,7 +40,8 @@ def available_cores() -> int:
 
 
 def _tensor_bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    # A copy: memory that numpy has seen cannot be given back by FSDP.
+    return tensor.detach().cpu().clone().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _named_tensors(module: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
@@ -57,11 +58,23 @@ def parameter_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _check_precision(cfg: TrainingConfig) -> None:
+    """The accelerate configuration must not contradict ours. Raises ValueError."""
+    wanted, own = os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), str(cfg.mixed_precision.value)
+    if wanted not in ("no", own):
+        raise ValueError(
+            f"the accelerate configuration says mixed_precision {wanted}, training.mixed_precision is {own}; give "
+            f"--mixed_precision {wanted}, or write 'no' into the file"
+        )
+
+
 class ParallelContext:
     """What one rank knows about the group. Build with `create`, end with `close`."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, sharded: bool = False) -> None:
         self.accelerator = accelerator
+        self.sharded = sharded  # modules are split over the ranks (FSDP2), not copied to each
+        self._shards: list[sharding.Sharded] = []
         self.rank: int = accelerator.process_index
         self.world_size: int = accelerator.num_processes
         self.local_rank: int = accelerator.local_process_index
@@ -83,6 +96,8 @@ class ParallelContext:
         on_cpu = cfg.device == "cpu" or (cfg.device == "auto" and not torch.cuda.is_available())
         if on_cpu and cfg.mixed_precision == "fp16":
             raise ValueError("training.mixed_precision fp16 needs a GPU; use bf16 or no on the CPU")
+        sharded = sharding.take_request()
+        _check_precision(cfg)
         # Naming a backend outside a launcher makes Accelerate believe in a group that nobody started.
         launched = "LOCAL_RANK" in os.environ
         backend = ("gloo" if on_cpu else "nccl") if launched else None
@@ -100,7 +115,7 @@ class ParallelContext:
         )
         if on_cpu:
             torch.set_num_threads(threads)
-        return cls(accelerator)
+        return cls(accelerator, sharded and accelerator.num_processes > 1)
 
     def abandon(self) -> None:
         """After a failure: waits for nobody; the process then ends without freeing the group (`process_end`)."""
@@ -119,8 +134,39 @@ class ParallelContext:
     # --- training --------------------------------------------------------------------------------------------------
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Collective. Wraps model and optimizer; schedules are stepped by us (a prepared one steps once a process)."""
-        return self.accelerator.prepare(model, optimizer)
+        """Collective. Wraps model and optimizer; schedules are stepped by us (a prepared one steps once a process).
+
+        A module that is split stays itself, but its parameters are other objects afterwards.
+        """
+        if not self.sharded:
+            return self.accelerator.prepare(model, optimizer)
+        self._shards.append(sharding.Sharded(model.to(self.device), optimizer, self.device, self.world_size))
+        return model, self.accelerator.prepare(optimizer)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Collective. Inside, parameters of split modules are whole on every rank, and one rank alone may call them
+        (a state_dict is split nevertheless). Nothing where modules are not split."""
+        with ExitStack() as stack:
+            for shard in self._shards:
+                stack.enter_context(shard.whole())
+            yield
+
+    def gathered(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Collective. A state_dict, or any tree of them, with whole tensors, whatever the number of ranks."""
+        found: dict[str, Any] = sharding.gathered(state) if self.sharded else state
+        return found
+
+    def split_like(self, module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
+        """Collective. Undoes `gathered` for what `module` is to load."""
+        return sharding.split_like(module.state_dict(), state) if self.sharded else state
+
+    def load_optimizer(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+        """Collective. `optimizer.load_state_dict` of whole tensors, on any number of ranks."""
+        if self.sharded:
+            sharding.load_optimizer(optimizer, state)
+        else:
+            optimizer.load_state_dict(state)
 
     def unwrap(self, model: nn.Module) -> nn.Module:
         """The module inside, for its state_dict; never for a training forward."""
@@ -150,7 +196,8 @@ class ParallelContext:
         """Norm of all gradients before clipping, a scalar tensor on the device."""
         norm = self.accelerator.clip_grad_norm_(list(parameters), max_norm)
         assert norm is not None
-        return norm
+        whole_norm: torch.Tensor = sharding.gathered(norm)
+        return whole_norm
 
     def precision_state(self) -> dict[str, Any]:
         """State of the gradient scaler of fp16 (empty for other precisions), for the checkpoint."""
@@ -225,6 +272,10 @@ class ParallelContext:
         """Collective: raises RankMismatchError on all ranks, naming the first differing rank and tensor."""
         if self.world_size == 1:
             return
+        with self.whole():
+            self._assert_ranks_equal(module, what)
+
+    def _assert_ranks_equal(self, module: nn.Module, what: str) -> None:
         hashes = self.gather_objects(parameter_hash(module))
         other = next((r for r, h in enumerate(hashes) if h != hashes[0]), None)
         if other is None:

@@ -19,9 +19,12 @@ from f1_vla.loading import meta_policy
 from f1_vla.lora import Role
 from f1_vla.policy import F1Policy
 from f1_vla.trainable import trainable_table
+from f1_vla.world_model import use_fused
 from kernels import dispatch
+from kernels.clock import clock
 from rl.config import Config, MixedPrecision
-from rl.training import cli
+from rl.training import cli, gr00t_memory
+from rl.training.checkpoint_size import explorer_bytes, state_bytes
 from rl.training.model_setup import compute_dtype, freeze_for_world_model, held_in_half, inject_adapter, uses_lora
 from rl.training.rng import seed_all
 
@@ -38,10 +41,12 @@ class Plan:
     trainable: int
     bytes_by_part: dict[str, int]  # on the device
     host_bytes: int  # episode buffer
+    checkpoint_bytes: dict[str, int]  # on disk, without the episode buffer
     tokens: int  # in one step of the joint transformer
     flops: float  # of one update of one process, forward and backward
     seconds_per_update: float | None = None  # measured; None: not probed
     not_probed: str = ""
+    seconds_at_least: float | None = None  # operations at the rate of a matrix product measured here
 
     @property
     def device_bytes(self) -> int:
@@ -88,7 +93,10 @@ def activation_bytes(cfg: Config, arch: F1Config, backend: str) -> int:
     if backend in ("reference", "matmul"):
         layer += t.num_heads * length * length * element  # attention weights
     predicted = streams["gen"] - arch.tokenizer.num_tokens + 1
-    logits = predicted * arch.tokenizer.vocab_size * 4 * 2  # and their log-softmax
+    if use_fused(arch.world_model):
+        logits = predicted * t.gen.hidden_size * 4 * 2  # normed outputs only
+    else:
+        logits = predicted * arch.tokenizer.vocab_size * 4 * 2  # and their log-softmax
     if arch.world_model.latent_head:  # its feature maps, and its prior for the logits
         w, side = arch.world_model, arch.tokenizer.scales[-1]
         logits += (8 * w.latent_head_blocks + 4) * w.latent_head_width * side**2 * 4 + logits
@@ -143,7 +151,9 @@ def make_plan(cfg: Config, arch: F1Config, num_processes: int, backend: str) -> 
     }
     total = sum(p.numel() for p in parameters)
     tokens = sum(sequence(arch).values())
-    return Plan(total, count, parts, buffer_bytes(cfg, arch), tokens, update_flops(cfg, arch))
+    released = cfg.model.checkpoint_path is not None
+    saved = {"phase 1": state_bytes(policy, released), "phase 2": explorer_bytes(cfg, policy, released)}
+    return Plan(total, count, parts, buffer_bytes(cfg, arch), saved, tokens, update_flops(cfg, arch))
 
 
 # --- probe ------------------------------------------------------------------------------------------------------------
@@ -203,6 +213,13 @@ def probe(cfg: Config, arch: F1Config, device: torch.device, updates: int = 2) -
     return (_now(device) - start) / updates
 
 
+def product_rate(arch: F1Config, dtype: torch.dtype, device: torch.device, rows: int = 256) -> float:
+    """Operations a second of the widest product of the model on `rows` tokens, measured with one matrix."""
+    width, inner = arch.trunk.und.hidden_size, arch.trunk.und.intermediate_size
+    x, w = torch.randn(rows, width, device=device).to(dtype), torch.randn(width, inner, device=device).to(dtype)
+    return 2.0 * rows * width * inner / min([clock(lambda: x @ w, device) for _ in range(4)][1:])
+
+
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -217,19 +234,34 @@ def table(plan: Plan, num_processes: int) -> str:
     rows += [("one process", f"{plan.device_bytes / GB:.3f}")]
     rows += [(f"all {num_processes} processes", f"{num_processes * plan.device_bytes / GB:.3f}")]
     rows += [("host: episode buffer, a process", f"{plan.host_bytes / GB:.3f}")]
+    rows += [(f"disk: checkpoint of {k}, no buffer", f"{v / GB:.3f}") for k, v in plan.checkpoint_bytes.items()]
     width = max(len(name) for name, _ in rows)
     lines = [f"{'memory':<{width}}  {'GB':>9}", *(f"{name:<{width}}  {size:>9}" for name, size in rows)]
     lines.append(f"parameters {plan.parameters:,}, trainable {plan.trainable:,}; {plan.tokens} tokens a step")
     lines.append(f"operations of an update and process: {plan.flops:.2e}")
     if plan.seconds_per_update is None:
         lines.append(f"time of an update: not probed, {plan.not_probed}")
+        lines.append(f"  at least {plan.seconds_at_least:,.1f} s: its operations at the rate of its widest product")
     else:
         lines.append(f"time of an update (forward and backward, one process): {plan.seconds_per_update:.3f} s, probed")
     return "\n".join(lines)
 
 
+def plan_gr00t(args: cli.Args) -> None:
+    """GR00T of `gr00t.size` under PPO: parameters and memory, laid out on the meta device."""
+    g, memory = args.config.gr00t, gr00t_memory.planned(args.config)
+    print(f"GR00T of size {g.size}, {g.dtype}, stages {', '.join(g.stages)}, adapters of rank {g.lora_rank}")
+    print("\n".join(memory.lines()))
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(asdict(memory) | {"total": memory.total}, indent=2) + "\n", encoding="utf-8")
+
+
 def main(args: cli.Args) -> None:
     cfg, arch = args.config, args.arch
+    if args.eval_phase == "gr00t":
+        plan_gr00t(args)
+        return
     if args.eval_phase not in (None, "teacher"):
         raise ValueError(f"plan knows the phase teacher; '{args.eval_phase}' is not available in this version")
     name = cfg.training.device
@@ -245,6 +277,8 @@ def main(args: cli.Args) -> None:
     plan.not_probed = reason_not_to_probe(plan, device)
     if not plan.not_probed:
         plan.seconds_per_update = probe(cfg, arch, device)
+    else:
+        plan.seconds_at_least = plan.flops / product_rate(arch, compute_dtype(cfg), device)
     print(table(plan, processes))
     if args.json is not None:
         result: dict[str, Any] = asdict(plan) | {"num_processes": processes, "model": cfg.model.config_file}

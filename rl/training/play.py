@@ -93,7 +93,7 @@ def play(args: cli.Args) -> dict[str, Any]:
     policies.load_weights(phase, source.model, source.statistics, str(source.folder / source.name))
     numbers = _act(config, phase, env, source)
     if options.export:
-        numbers["export"] = policy_export.export(phase.greedy, env, source.folder / "export")
+        numbers["export"] = policy_export.export(policies.exportable(phase), env, source.folder / "export")
     phase.close()
     ctx.close()
     origin = {k: source.origin[k] for k in ("algorithm", "task")}

@@ -13,6 +13,7 @@ from rl.envs import franka_kinematics as franka
 from rl.envs.arm_reach import STEP_SECONDS, SUCCESS_DISTANCE, ArmReach
 from rl.envs.vector import VectorEnv
 from rl.envs.vision_arm_reach import VisionArmReach
+from rl.sims.isaaclab import IsaacLabEnv
 from rl.training.media import labelled_row
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,10 @@ class Pictures:
         self._close: Callable[[], None] = lambda: None
         if isinstance(env, ArmReach | VisionArmReach):
             self._draw = self._arm(gpu)
+        elif isinstance(env, IsaacLabEnv):
+            from rl.sims.isaaclab_picture import Picture
+
+            self._draw = Picture(env.env, size).render
         elif hasattr(env, "render"):
             self._draw = env.render
         else:
@@ -61,6 +66,8 @@ def seconds_per_step(env: VectorEnv) -> float:
     """Real time of one step."""
     if isinstance(env, ArmReach | VisionArmReach):
         return STEP_SECONDS
+    if isinstance(env, IsaacLabEnv):
+        return env.step_seconds
     return 1 / 30
 
 

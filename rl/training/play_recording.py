@@ -65,7 +65,7 @@ class Episodes:
             self.returns.append(float(self.running[i]))
             if "success" in step.infos:
                 self.successes.append(bool(step.infos["success"][i]))
-        self.running = torch.where(ended, 0.0, self.running)
+        self.running = torch.where(ended | ~step.valid, 0.0, self.running)
 
     def numbers(self) -> dict[str, Any]:
         """JSON data; None where no episode ended or the task does not tell success."""

@@ -3,15 +3,16 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl import config as rl_config
-from rl.config import BLOCKS, Config
+from rl.algorithms.diffusion import DiffusionNetworks, SingleDraw
+from rl.config import BLOCKS, Config, Isolation
 from rl.envs import registry
 from rl.envs.registry import TaskOptions
 from rl.envs.vector import VectorEnv
 from rl.training.checkpoint import load_strict
-from rl.training.off_policy_phase import OffPolicyPhase
+from rl.training.off_policy_phase import GreedyPolicy, OffPolicyPhase
 from rl.training.on_policy_phase import OnPolicyPhase
 from rl.training.parallel_utils import ParallelContext
 from rl.training.policy_evaluation import Policy
@@ -21,10 +22,12 @@ MIN_GPU_ENVS = 512  # fewer environments do not pay for a GPU
 
 
 def task_options(cfg: Config, run: str, *, random_phase: bool = True, render: bool = False) -> TaskOptions:
-    """What the block `run` asks of its task."""
+    """What the block `run` asks of its task, and where its simulators live."""
+    processes = cfg.environment.supervision if cfg.environment.isolation is Isolation.process else None
     if run == "rl":
-        return TaskOptions(random_phase=random_phase, render=render)
-    return TaskOptions(random_phase, cfg.arm.reach_bonus, cfg.arm.image_size, cfg.arm.frame_stack, render)
+        return TaskOptions(random_phase=random_phase, render=render, processes=processes, isaaclab=cfg.isaaclab)
+    arm = cfg.arm
+    return TaskOptions(random_phase, arm.reach_bonus, arm.image_size, arm.frame_stack, render, processes)
 
 
 def num_envs(cfg: Config, run: str) -> int:
@@ -101,10 +104,17 @@ def load_weights(phase: AlgorithmPhase, model: dict[str, Tensor], statistics: di
         load_strict(phase.learner.networks, model, source)
 
 
+def exportable(phase: AlgorithmPhase) -> nn.Module:
+    """The deterministic policy as a function of observations alone; of the diffusion policy one draw, not the best."""
+    if isinstance(phase, OffPolicyPhase) and isinstance(phase.learner.networks, DiffusionNetworks):
+        return GreedyPolicy(SingleDraw(phase.learner.networks), phase.actions)
+    return phase.greedy
+
+
 def check_exportable(cfg: Config, run: str) -> None:
     """Raises ValueError where the deterministic policy is no function of the observation alone."""
     algorithm = rl_config.policy_run(cfg, run).algorithm
-    if algorithm == "DIT":
-        raise ValueError("DIT draws actions at random and cannot be exported as a function; leave --export out")
+    if BLOCKS[algorithm] == "ppo" and cfg.gr00t.backend != "none":
+        raise ValueError("GR00T is exported by its own tools; leave --export out")
     if BLOCKS[algorithm] == "ppo" and cfg.ppo.network.lstm:
         raise ValueError("a policy with an LSTM keeps a state between calls and cannot be exported; leave --export out")

@@ -82,8 +82,9 @@ def evaluate(policy: Policy, env: VectorEnv, episodes: int, seed: int) -> Evalua
             success = bool(step.infos["success"][i]) if "success" in step.infos else None
             found.append((i, int(done[i]), float(running_return[i]), int(running_length[i]), success))
         done += ended
-        running_return, running_length = (torch.where(ended, 0.0, x) for x in (running_return, running_length))
-        policy.begin(ended | ~step.valid)
+        begun = ended | ~step.valid
+        running_return, running_length = (torch.where(begun, 0.0, x) for x in (running_return, running_length))
+        policy.begin(begun)
         observation = step.observation
     found.sort()
     successes = [bool(row[4]) for row in found] if found[0][4] is not None else None

@@ -8,12 +8,15 @@ import math
 import resource
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from rl import config as rl_config
 from rl.config import Config
+from rl.envs import registry
+from rl.envs.vector import VectorEnv
+from rl.sims.isaaclab import IsaacLabEnv
 from rl.training import policies
 from rl.training.checkpoint import CheckpointState, LoadedCheckpoint, save_plain
 from rl.training.parallel_utils import ParallelContext
@@ -74,6 +77,8 @@ class PolicyPhase:
     def _evaluate(self, step: int) -> dict[str, float]:
         """On rank 0, always the same episodes; keeps the weights when they did best."""
         result = self.evaluation(self.block.eval_episodes, self.block.eval_seed)
+        if registry.one_simulator(rl_config.task_of(self.cfg, self.run)):
+            self.inner.restart(step * self._steps)
         entry = {"step": step, "env_steps": self.env_steps, **result.numbers()}
         self.curve.append(entry)
         if self.best is None or _score(entry) > _score(self.best):
@@ -88,12 +93,18 @@ class PolicyPhase:
         return {"eval_return": entry["mean_return"], "eval_success": math.nan if success is None else success}
 
     def evaluation(self, episodes: int, seed: int) -> Evaluation:
-        """The deterministic policy in environments of its own; random streams of training go on as if nothing was."""
+        """The deterministic policy in environments of its own; random streams of training go on as if nothing was.
+
+        Where a process has one simulator only, in the training's environments, whose episodes then have to begin anew.
+        """
         task = rl_config.task_of(self.cfg, self.run)
         most = MAX_EVAL_ENVS.get(task, DEFAULT_EVAL_ENVS if "ArmReach" in task else GYMNASIUM_EVAL_ENVS)
-        env = policies.make_env(
-            self.cfg, self.run, min(most, episodes), self.ctx.device, seed, random_phase=False
-        )  # fmt: skip
+        if registry.one_simulator(task):
+            env: VectorEnv = cast(IsaacLabEnv, self.inner.env).evaluating()
+            episodes = max(episodes, env.num_envs)
+        else:
+            count = min(most, episodes)
+            env = policies.make_env(self.cfg, self.run, count, self.ctx.device, seed, random_phase=False)
         generator = policies.generator_of(self.inner)
         kept = None if generator is None else generator.get_state()
         if generator is not None:

@@ -3,6 +3,7 @@
 The handler does nothing else (no I/O, no locks, no collectives). All ranks agree with `ParallelContext.any_rank`.
 """
 
+import ctypes
 import faulthandler
 import os
 import signal
@@ -11,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
 
 
 class StopFlag:
@@ -27,10 +29,13 @@ class StopFlag:
         self._previous: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Main thread only. Also makes SIGUSR2 print the stack of every thread to stderr, for hangs."""
+        """Main thread only. Also makes SIGUSR2 print the stack of every thread to stderr, for hangs, and lets a rank
+        stop as by SIGTERM when its launcher is killed: nobody would end it any more."""
         for s in STOP_SIGNALS:
             self._previous[s] = signal.signal(s, self._on_signal)
         faulthandler.register(signal.SIGUSR2, all_threads=True)
+        if "LOCAL_RANK" in os.environ:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
     def restore(self) -> None:
         """Puts the handlers from before `install()` back."""

@@ -32,7 +32,7 @@ def git_commit() -> str | None:
     """Commit of the source tree, with "-dirty" when it has changes; None outside a git checkout."""
     command = ["git", "-C", str(_REPO), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=False)
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

@@ -7,9 +7,10 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from f1_vla import weights
-from f1_vla.policy import F1Policy
+from f1_vla.policy import F1Policy, Published
 from rl.training.checkpoint_files import FileEntry, ReleasedBase, sha256_of
 from rl.training.checkpoint_state import load_strict
 
@@ -29,38 +30,54 @@ def _entry(path: Path) -> FileEntry:
     return FileEntry(str(path), stat.st_size, _hash(path, stat.st_size, stat.st_mtime_ns))
 
 
-def released_base(policy: F1Policy) -> ReleasedBase | None:
-    """What a run of this policy need not copy, taken once its parts are frozen; None without a published base.
+def _policy_of(owner: nn.Module) -> tuple[F1Policy, str]:
+    """The policy in an explorer, or the policy itself; the prefix of its entries in the owner's `state_dict`."""
+    if isinstance(owner, F1Policy):
+        return owner, ""
+    policy = owner.policy
+    assert isinstance(policy, F1Policy)
+    return policy, "policy."
+
+
+def released_base(owner: nn.Module) -> ReleasedBase | None:
+    """What a run of this policy or explorer need not copy, taken once its parts are frozen; None without a published
+    base.
 
     Reads every file once for its hash (some ten seconds at full size).
     """
+    policy, prefix = _policy_of(owner)
     if policy.published is None:
         return None
-    trained = {n for n, p in policy.named_parameters() if p.requires_grad}
-    entries = [n for n in policy.state_dict() if n not in trained and _plain(n) in policy.published.entries]
+    trained = {n for n, p in owner.named_parameters() if p.requires_grad}
+    held = {n for n in owner.state_dict() if _plain(n.removeprefix(prefix)) in policy.published.entries}
+    entries = [n for n in owner.state_dict() if n.startswith(prefix) and n in held - trained]
     return ReleasedBase(tuple(_entry(f) for f in policy.published.files), tuple(entries))
 
 
-def check_untrained(policy: F1Policy, base: ReleasedBase) -> None:
+def check_untrained(owner: nn.Module, base: ReleasedBase) -> None:
     """AssertionError when an entry that is not copied has become trainable: it would be lost."""
-    trained = {n for n, p in policy.named_parameters() if p.requires_grad}
+    trained = {n for n, p in owner.named_parameters() if p.requires_grad}
     assert not trained & set(base.entries), f"{sorted(trained & set(base.entries))[:3]} train, but are not saved"
 
 
-def load_model(policy: F1Policy, state: dict[str, torch.Tensor], base: ReleasedBase | None, source: str | Path) -> None:
-    """`state` and, with a base, what it left out, into the policy; every key and shape must fit.
+def load_model(owner: nn.Module, state: dict[str, torch.Tensor], base: ReleasedBase | None, source: str | Path) -> None:
+    """`state` and, with a base, what it left out, into a policy or an explorer; every key and shape must fit.
 
     ValueError: a file of the base is missing or is not the one this checkpoint was trained on.
     """
+    policy, prefix = _policy_of(owner)
     if base is None:
-        load_strict(policy, state, source)
+        load_strict(owner, state, source)
+        policy.published = None
         return
     for file in base.files:
         _check_file(file, source)
-    own = policy.state_dict()
-    load_strict(policy, {**{n: own.get(n, torch.empty(0)) for n in base.entries}, **state}, source)
+    own = owner.state_dict()
+    load_strict(owner, {**{n: own.get(n, torch.empty(0)) for n in base.entries}, **state}, source)
     files = weights.ReleasedFiles([Path(f.name) for f in base.files])
-    weights.copy_entries(policy, files, {_plain(n) for n in base.entries})
+    entries = frozenset(_plain(n.removeprefix(prefix)) for n in base.entries)
+    weights.copy_entries(policy, files, entries)
+    policy.published = Published(files.files, entries)
 
 
 def _check_file(file: FileEntry, source: str | Path) -> None:

@@ -20,13 +20,16 @@ from typing import IO, Any
 from f1_vla.config import F1Config
 from rl import config as rl_config
 from rl.training import provenance
-from rl.training.atomic_io import fsync_dir, write_atomic
+from rl.training.atomic_io import fsync_dir, remove_partial, write_atomic
 from rl.training.checkpoint import SUPERSEDED
 from rl.training.checkpoint_files import checkpoint_dirs, step_of
 from rl.training.config_drift import check_drift
+from rl.training.disk import require_writable
 from rl.training.errors import CollectiveError, Preempted, exit_code_of
 from rl.training.parallel_utils import ParallelContext
 
+# A launcher that restarts (scripts/supervise.py) is told here where the run lies, and says how often it has restarted.
+RUN_DIR_FILE, RESTARTS = "RL_RUN_DIR_FILE", "RL_RESTARTS"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -60,6 +63,7 @@ class RunDir:
     notes: list[str]  # benign configuration changes, for the log once it is set up
     _lock: IO[str] | None = None
     _status: dict[str, Any] = field(default_factory=dict)
+    _reached: dict[str, Any] = field(default_factory=dict)  # step and last_advanced before a resume
     _discarded: bool = False
 
     @classmethod
@@ -85,6 +89,8 @@ class RunDir:
         if error is not None:
             raise CollectiveError(error)
         assert shared is not None
+        if RUN_DIR_FILE in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":
+            Path(os.environ[RUN_DIR_FILE]).write_text(f"{path}\n", encoding="utf-8")
         return run if run is not None else cls(path, phase, shared[0], shared[1], False, shared[2])
 
     @classmethod
@@ -96,11 +102,14 @@ class RunDir:
             raise ValueError("--overwrite and resuming contradict each other; give only one")
         if path.exists() and not path.is_dir():
             raise ValueError(f"output directory {path} is a file; choose another --output_dir")
+        require_writable(path)
         source = _resume_source(path, resume, resume_path)
         existing = holds_run(path)
         lock = _acquire(path) if existing else None
         try:
-            if existing and source != path and not overwrite and resume is not ResumeMode.auto:
+            # A resume of another run's checkpoint that crashed before its first own one is repeated by the launcher.
+            repeated = _restarts() > 0 and resume is ResumeMode.path and not checkpoint_dirs(path)
+            if existing and not repeated and source != path and not overwrite and resume is not ResumeMode.auto:
                 raise ValueError(
                     f"{path} holds a run already; continue it with --auto_resume, replace it with --overwrite, "
                     "or choose another --output_dir"
@@ -115,8 +124,10 @@ class RunDir:
         elif lock is None:
             path.mkdir(parents=True, exist_ok=True)
             lock = _acquire(path)
+        remove_partial(path)
         _adopt_superseded(path)
         run = cls(path, phase, resume_path, source is not None, True, notes, lock)
+        run._reached = _reached(path) if source == path else {}
         write_atomic(path / "config.yaml", rl_config.to_yaml(config))
         if arch is not None:
             write_atomic(path / "model_config.yaml", rl_config.to_yaml(arch))
@@ -128,7 +139,8 @@ class RunDir:
     def status(
         self, state: str, step: int | None = None, total: int | None = None, exit_code: int | None = None
     ) -> None:
-        """Writes status.json (rank 0). `state`: starting, running, done, preempted or failed; times in Unix seconds."""
+        """Writes status.json (rank 0). `state`: starting, running, done, preempted or failed (a launcher that restarts
+        also writes restarting); times in Unix seconds."""
         if not self.is_main or self._discarded:
             return
         now = time.time()
@@ -136,9 +148,12 @@ class RunDir:
             self._status = {
                 "phase": self.phase, "state": state, "step": 0, "total": None, "started": now, "last_advanced": now,
                 "pid": os.getpid(), "host": socket.gethostname(), "exit_code": None,
+                "restarts": _restarts(), **self._reached,
             }  # fmt: skip
-        if step is not None and step != self._status["step"]:
-            self._status |= {"step": step, "last_advanced": now}
+        if step is not None:
+            if step > self._status["step"]:
+                self._status["last_advanced"] = now
+            self._status["step"] = step
         if total is not None:
             self._status["total"] = total
         self._status |= {"state": state, "exit_code": exit_code}
@@ -175,6 +190,20 @@ class RunDir:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def _restarts() -> int:
+    """How often a launcher has started this run again."""
+    return int(os.environ.get(RESTARTS, "0"))
+
+
+def _reached(path: Path) -> dict[str, Any]:
+    """How far the run had come and when, by its status; nothing when that is not readable."""
+    try:
+        status = json.loads((path / "status.json").read_text(encoding="utf-8"))
+        return {"step": int(status["step"]), "last_advanced": float(status["last_advanced"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _compare_config(source: Path, phase: str, config: rl_config.Config, arch: F1Config | None) -> list[str]:

@@ -16,7 +16,7 @@ from rl.data.episode_buffer import EpisodeBuffer
 from rl.data.intrinsic import Components, ReturnScale, normalised_names, reward_components, total_reward
 from rl.normalizers import Normalizer
 from rl.training import teacher_media
-from rl.training.checkpoint import CheckpointState, LoadedCheckpoint, load_strict
+from rl.training.checkpoint import CheckpointState, LoadedCheckpoint
 from rl.training.collector import EpisodeCollector
 from rl.training.explorer_acting import ActedEpisodes, ExplorerActions
 from rl.training.explorer_metrics import reward_metrics
@@ -24,6 +24,7 @@ from rl.training.explorer_setup import build_explorer
 from rl.training.explorer_update import ExplorerUpdate, make_batch
 from rl.training.optim import setup_scheduler
 from rl.training.parallel_utils import ParallelContext
+from rl.training.released_base import load_model
 from rl.training.reward_model import RewardModel, Scores
 from rl.training.seeds import seed_for
 from rl.training.teacher_source import normalizer_from
@@ -90,7 +91,8 @@ class StudentPhase:
         numbers |= {f"time_{k}_s": v for k, v in clock.seconds.items()}
         numbers["time_simulate_s"] = seconds - sum(clock.seconds.values())
         env_steps = self.units_per_iteration * self.cfg.training.steps_per_episode
-        return self.ctx.mean(numbers) | {"env_steps": env_steps, "env_steps_per_s": env_steps / seconds}
+        numbers = self.ctx.mean(numbers) | self.collector.failures(self.ctx)
+        return numbers | {"env_steps": env_steps, "env_steps_per_s": env_steps / seconds}
 
     def _play(self, index: int) -> list[EpisodeRecord]:
         """One episode in every environment, acted and encoded; `index` counts episodes over all ranks."""
@@ -148,7 +150,7 @@ class StudentPhase:
 
     def checkpoint(self) -> CheckpointState:
         return CheckpointState(
-            model=self.model.explorer.state_dict(),
+            **self.model.checkpoint(),
             training={
                 "optimizer": self.model.optimizer.state_dict(),
                 "updates": self.updates,
@@ -159,7 +161,7 @@ class StudentPhase:
         )
 
     def restore(self, saved: LoadedCheckpoint) -> None:
-        load_strict(self.model.explorer, saved.model, saved.saved.path)
+        load_model(self.model.explorer, saved.model, saved.saved.base, saved.saved.path)
         training = saved.training
         self.model.optimizer.load_state_dict(training["optimizer"])
         self.updates = training["updates"]

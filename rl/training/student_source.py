@@ -11,8 +11,9 @@ from f1_vla.config import F1Config
 from rl import config as rl_config
 from rl.config import Config
 from rl.models.explorer import Explorer
-from rl.training.checkpoint import SavedCheckpoint, load_strict
+from rl.training.checkpoint import SavedCheckpoint
 from rl.training.config_drift import flatten
+from rl.training.released_base import load_model
 from rl.training.teacher_source import Teacher, check_adapters, check_architecture, open_run
 
 FLAG = "--student_checkpoint"
@@ -73,6 +74,6 @@ def _check_teacher(origin: dict[str, Any], teacher: Teacher, saved: SavedCheckpo
 def load_student(student: Student, explorer: Explorer) -> None:
     """Fills the explorer and the policy it stands on; every key and shape must fit."""
     try:
-        load_strict(explorer, student.saved.read("model.pt"), student.saved.path)
+        load_model(explorer, student.saved.read("model.pt"), student.saved.base, student.saved.path)
     except ValueError as e:
         raise ValueError(f"{FLAG}: {e}") from e

@@ -75,7 +75,7 @@ class TeacherPhase:
         first = len(self.buffer) - len(records)
         numbers = self._predict_unseen(list(range(first, len(self.buffer))))
         self.shown = (records[0], first)
-        numbers = self.ctx.mean(numbers)
+        numbers = self.ctx.mean(numbers) | self.collector.failures(self.ctx)
         env_steps = t.num_envs * t.steps_per_episode * self.ctx.world_size
         numbers["env_steps"] = env_steps
         numbers["env_steps_per_s"] = env_steps / (simulated - start)
@@ -163,8 +163,9 @@ class TeacherPhase:
         )
 
     def restore(self, saved: LoadedCheckpoint) -> None:
-        load_model(self.model.policy, saved.model, saved.saved.base, saved.saved.path)
-        self.model.optimizer.load_state_dict(saved.training["optimizer"])
+        weights = self.ctx.split_like(self.model.policy, saved.model)
+        load_model(self.model.policy, weights, saved.saved.base, saved.saved.path)
+        self.ctx.load_optimizer(self.model.optimizer, saved.training["optimizer"])
         self.updates = saved.training["updates"]
         self.states.load_state_dict(saved.training["states"])
         buffer = saved.rank_file("buffer")

@@ -24,7 +24,7 @@ from rl.training.released_base import load_model
 # Architecture keys that decide how the model is run, not what it is.
 _RUN_TIME = (
     "trunk.attention_backend", "vision.attention_backend", "trunk.gradient_checkpointing", "num_denoise_steps",
-    "denoise_mode", "world_model.foresight_scales",
+    "denoise_mode", "world_model.foresight_scales", "world_model.head_loss",
     "world_model.mask_sample_prob", "world_model.mask_token_prob",
 )  # fmt: skip
 
@@ -118,6 +118,7 @@ def frozen_policy(cfg: Config, arch: F1Config, device: torch.device) -> F1Policy
     """The policy in its world-model role, laid out but not yet filled."""
     half = uses_lora(cfg) and cfg.training.mixed_precision is MixedPrecision.bf16
     policy = empty_policy(arch, device, torch.bfloat16 if half else torch.float32)
+    policy.trunk.act.float()  # as an explorer needs it, before it is filled: what a file holds is then not rounded
     if uses_lora(cfg):
         inject_adapter(policy, cfg, Role.world_model)
     return policy.requires_grad_(False).eval()

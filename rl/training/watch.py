@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from rl.training.checkpoint_files import checkpoint_dirs
-from rl.training.errors import EXIT_CONFIG, EXIT_OK
+from rl.training.errors import EXIT_CONFIG, EXIT_NUMERICAL, EXIT_OK, EXIT_PREEMPTED
 
-OPEN = ("starting", "running")
+OPEN = ("starting", "running", "restarting")
 SHOWN = ("loss", "accuracy", "mean_return", "success_rate", "env_steps_per_s", "train_steps_per_s")
 
 
@@ -42,6 +42,15 @@ def vanished(status: dict[str, Any]) -> bool:
     return False
 
 
+def meaning(code: int) -> str:
+    """What an exit code of a run says."""
+    known = {
+        EXIT_OK: "done", EXIT_NUMERICAL: "loss or gradient not finite", EXIT_CONFIG: "wrong input or data",
+        EXIT_PREEMPTED: "stopped by a signal, --auto_resume continues",
+    }  # fmt: skip
+    return known.get(code, "a crash, --auto_resume continues from the newest checkpoint")
+
+
 def _last_metrics(run: Path) -> dict[str, Any]:
     """The newest complete line of the metrics; empty before the first one."""
     path = run / "episode_metrics.jsonl"
@@ -66,8 +75,10 @@ def describe(run: Path, now: float) -> str:
         f"  step {status['step']}{total}, last advanced {_ago(now - status['last_advanced'])} ago, "
         f"started {_ago(now - status['started'])} ago on {status['host']} (process {status['pid']})",
     ]
+    if status.get("restarts"):  # absent from runs of earlier versions
+        lines.append(f"  restarted {status['restarts']} times after a crash")
     if status["exit_code"] is not None:
-        lines.append(f"  exit code {status['exit_code']}")
+        lines.append(f"  exit code {status['exit_code']}: {meaning(status['exit_code'])}")
     checkpoints = checkpoint_dirs(run)
     lines.append(f"  newest checkpoint: {checkpoints[0].name if checkpoints else 'none yet'}")
     metrics = _last_metrics(run)

@@ -1,5 +1,8 @@
+import importlib.util
+
 import gymnasium as gym
 import pytest
+import torch
 
 from rl.envs import registry
 from rl.envs.registry import TaskOptions, make_vector_env
@@ -37,5 +40,16 @@ def test_a_task_whose_package_is_missing_says_so(monkeypatch: pytest.MonkeyPatch
         raise gym.error.DependencyNotInstalled("MuJoCo is not installed, run `pip install gymnasium[mujoco]`")
 
     monkeypatch.setattr(gym, "make", make)
-    with pytest.raises(ValueError, match=r"task Ant-v5 needs a package that is not installed: .*gymnasium\[mujoco\]"):
+    with pytest.raises(ValueError, match=r"task Ant-v5 needs a package .* -m pip install -r requirements/mujoco.txt"):
         make_vector_env("Ant-v5", 1)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="needs requirements/mujoco.txt")
+@pytest.mark.parametrize("task", ["Ant-v5", "HalfCheetah-v5", "Humanoid-v5"])
+def test_mujoco_tasks_step_through_the_same_interface(task: str) -> None:
+    env = make_vector_env(task, 2, seed=1)
+    first = env.reset(0)
+    assert torch.equal(env.reset(0), first) and env.max_episode_steps == 1000
+    step = env.step(torch.zeros(2, *env.action_space.shape))
+    assert step.valid.all() and step.reward.shape == (2,) and torch.isfinite(step.observation).all()
+    env.close()

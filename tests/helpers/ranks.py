@@ -13,14 +13,22 @@ REPO = Path(__file__).resolve().parents[2]
 
 
 def run_ranks(
-    function: Callable[..., Any], world_size: int, tmp_path: Path, timeout_s: float = 60, **kwargs: Any
+    function: Callable[..., Any],
+    world_size: int,
+    tmp_path: Path,
+    timeout_s: float = 60,
+    group_timeout_s: float = 30,
+    **kwargs: Any,
 ) -> list:
     """`function(world, **kwargs)` of an importable file on `world_size` ranks; JSON results in rank order.
 
     A failing rank raises AssertionError with the output of all ranks.
     """
     module_file = Path(sys.modules[function.__module__].__file__ or "").resolve()
-    request = {"file": str(module_file), "function": function.__name__, "kwargs": kwargs, "results": str(tmp_path)}
+    request = {
+        "file": str(module_file), "function": function.__name__, "kwargs": kwargs, "results": str(tmp_path),
+        "group_timeout_s": group_timeout_s,
+    }  # fmt: skip
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"),
         *(__file__, json.dumps(request)),
@@ -43,7 +51,7 @@ def _main() -> None:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    world = ParallelContext.create(TrainingConfig(device="cpu"), timeout_s=30)
+    world = ParallelContext.create(TrainingConfig(device="cpu"), timeout_s=request["group_timeout_s"])
     result = getattr(module, request["function"])(world, **request["kwargs"])
     (Path(request["results"]) / f"result_rank{world.rank}.json").write_text(json.dumps(result))
     world.close()

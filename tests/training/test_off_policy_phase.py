@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from rl.algorithms.diffusion import DiffusionNetworks
 from rl.config import Config, CriticHead, DiffusionNetworkConfig, SACNetworkConfig, TrainingConfig, Warmup, load_model
-from rl.training import off_policy_phase
+from rl.envs.arm_reach import ArmReach
+from rl.training import off_policy_phase, policies, policy_export
 from rl.training.checkpoint import CheckpointManager
 from rl.training.errors import NumericalError
 from rl.training.loop import Loop
@@ -247,3 +249,20 @@ def test_pictures_are_kept_once_a_frame_and_train_the_encoder(make: Make, name: 
     assert torch.equal(rows.next_observation["pixels"][:, 3, 0, 0], newest)
     now = (128 + 40 * rows.observation["state"][:, 0]).clamp(0, 255).to(torch.uint8)
     assert torch.equal(rows.next_observation["pixels"][:, 0, 5, 5], now)  # the older frame
+
+
+def test_an_exported_diffusion_policy_gives_the_first_of_the_actions_that_compete(make: Make, tmp_path: Path) -> None:
+    cfg = config()
+    cfg.diffusion.denoising_steps = cfg.diffusion.train_passes = 2
+    phase = make(cfg, ArmReach(4), name="dit")
+    nets = phase.learner.networks
+    assert isinstance(nets, DiffusionNetworks)
+    for p in nets.average.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    policy = policies.exportable(phase)
+    found = policy_export.export(policy, phase.env, tmp_path)
+    assert found["torchscript"] <= 1e-5 and found["onnx"] <= 1e-5
+    rows = torch.randn(7, 21)
+    alone = torch.jit.load(str(tmp_path / "policy.pt"))(rows)
+    nets.greedy_noise = nets.greedy_noise[:, :1]
+    torch.testing.assert_close(alone, phase.greedy(rows))

@@ -85,6 +85,11 @@ def test_full_size_model_is_planned_without_allocating_it(monkeypatch, capsys, t
     assert numbers["parameters"] > 3.6e9 and numbers["trainable"] < 0.05 * numbers["parameters"]
     assert numbers["bytes_by_part"]["weights"] < 2.3 * numbers["parameters"]
     assert numbers["seconds_per_update"] is None
+    # 4.6e14 operations: a good part of a second even at the rate of the fastest GPU, less than a month on a slow core.
+    assert 0.1 < numbers["seconds_at_least"] < 3e6 and "at least" in out
+    # Adapters, heads, memory and their optimizer; the published base is named by its hash.
+    sizes = numbers["checkpoint_bytes"]
+    assert all(0 < sizes[phase] < 0.2 * numbers["bytes_by_part"]["weights"] for phase in ("phase 1", "phase 2"))
 
 
 def test_small_model_is_probed(capsys) -> None:

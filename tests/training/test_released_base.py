@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,9 +18,12 @@ from f1_vla.tokenizer_io import save_tokenizer
 from rl import config as rl_config
 from rl.config import Config, LoraMode
 from rl.training.checkpoint import CheckpointManager, CheckpointState, SavedCheckpoint, open_checkpoint
+from rl.training.explorer_setup import ExplorerModel, build_explorer
 from rl.training.model_setup import Model, build_for_loading, build_world_model, inject_adapter
 from rl.training.parallel_utils import ParallelContext
 from rl.training.released_base import load_model
+from rl.training.teacher_source import frozen_policy
+from rl.training.world_model_player import build_role
 
 
 def small_public() -> F1Config:
@@ -153,3 +157,61 @@ def test_reference_names_file_size_and_hash(cfg, world, tmp_path):
     file = tmp_path / "published" / "model.safetensors"
     (entry,) = json.loads((saved.path / "base.json").read_text())["files"]
     assert entry["name"] == str(file) and entry["bytes"] == file.stat().st_size and len(entry["sha256"]) == 64
+
+
+# --- explorers of phases 2 and 3 --------------------------------------------------------------------------------------
+
+
+def explorer_of(cfg: Config, world: ParallelContext, teacher: SavedCheckpoint | None) -> ExplorerModel:
+    """As a run builds it; without a teacher its weights come from a checkpoint later."""
+    policy = frozen_policy(cfg, small_public(), torch.device("cpu"))
+    if teacher is not None:
+        load(policy, teacher)
+    mask = np.arange(policy.cfg.max_action_dim) < 8
+    return build_explorer(cfg, policy, mask, world)
+
+
+def shaken(parameters) -> None:
+    with torch.no_grad():
+        for p in parameters:
+            p.add_(torch.randn_like(p))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_explorer_names_the_base_of_its_teacher_and_is_restored_bit_for_bit(cfg, world, tmp_path, precision):
+    cfg.training.mixed_precision = rl_config.MixedPrecision(precision)
+    model = explorer_of(cfg, world, save(trained(cfg, world), tmp_path / "teacher", world))
+    shaken(model.trainable)
+    saved = save(model, tmp_path / "student", world)
+    written, own = saved.read("model.pt"), model.explorer.state_dict()
+    assert not any(".base_layer." in n or n.startswith("policy.tokenizer.") for n in written)
+    assert any(".lora_" in n and ".explorer." in n for n in written), "its own adapter"
+    assert any(".lora_" in n and ".world_model." in n for n in written), "that of the teacher"
+    assert sum(t.numel() for t in written.values()) < 0.5 * sum(t.numel() for t in own.values())
+    restored = explorer_of(cfg, world, None)
+    load_model(restored.explorer, saved.read("model.pt"), saved.base, saved.path)
+    found = restored.explorer.state_dict()
+    assert found.keys() == own.keys() and all(torch.equal(found[n], own[n]) for n in own)
+    again = save(restored, tmp_path / "resumed", world)  # a resumed run names the same
+    assert again.base == saved.base and again.read("model.pt").keys() == written.keys()
+
+
+def test_both_players_of_phase_three_are_saved_with_what_either_trains(cfg, world, tmp_path):
+    model = explorer_of(cfg, world, save(trained(cfg, world), tmp_path / "teacher", world))
+    own = list(model.trainable)
+    partner = build_role(cfg, model.explorer.policy, world)
+    for p in own:
+        p.requires_grad_(True)
+    shaken([*own, *partner.trainable])
+    saved = save(model, tmp_path / "game", world)
+    restored = explorer_of(cfg, world, None)
+    load_model(restored.explorer, saved.read("model.pt"), saved.base, saved.path)
+    assert same(restored.explorer, model.explorer) and saved.base is not None
+
+
+def test_explorer_of_a_teacher_without_a_published_base_is_saved_whole(cfg, world, tmp_path):
+    save_tokenizer(MultiScaleVQVAE(small_public().tokenizer), tmp_path / "own.safetensors", {})
+    cfg.model.tokenizer_path, cfg.model.checkpoint_path = str(tmp_path / "own.safetensors"), None
+    model = explorer_of(cfg, world, save(trained(cfg, world), tmp_path / "teacher", world))
+    saved = save(model, tmp_path / "student", world)
+    assert saved.base is None and set(saved.read("model.pt")) == set(model.explorer.state_dict())

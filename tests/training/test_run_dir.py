@@ -241,3 +241,15 @@ def test_a_resumed_run_is_never_discarded(finished_run: Path, world: ParallelCon
         run.discard()
     assert (finished_run / "config.yaml").is_file()
     assert open_checkpoint(finished_run).step == 2
+
+
+def test_files_that_a_killed_run_had_begun_to_write_are_gone_after_the_next_start(
+    finished_run: Path, world: ParallelContext
+) -> None:
+    begun = [finished_run / ".tmp-0346f1c0-status.json", finished_run / "samples" / ".tmp-0346f1c0-a.png"]
+    others = [finished_run / ".tmp-notes", finished_run / ".hidden"]
+    (finished_run / "samples").mkdir()
+    for path in begun + others:
+        path.write_text("half")
+    start(finished_run, world, resume=ResumeMode.auto).close()
+    assert [p.exists() for p in begun + others] == [False, False, True, True]

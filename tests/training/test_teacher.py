@@ -225,7 +225,7 @@ def test_an_existing_run_is_not_overwritten_unless_told_to(
         (["--bacth_size", "3"], "unknown flag --bacth_size"),
         (["training.action_dim=8"], "training.action_dim is 8, the model has 32; set training.action_dim=32"),
         (["--resume", "/nowhere/checkpoint-3"], "no checkpoint there"),
-        (["environment.isolation=process"], "environment.isolation 'process' is not available yet"),
+        (["environment.supervision.window=0"], "environment.supervision.window is 0; it must be at least 1"),
         (["training.bptt_length=9"], "training.bptt_length is 9, but an episode has 8 steps with a target"),
         (["--mixed_precision", "fp16"], "fp16 needs a GPU"),
     ],
