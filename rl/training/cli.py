@@ -55,6 +55,7 @@ class Args:
     overrides: list[str] = field(default_factory=list)  # of the configuration, by the command line alone
     arch_overrides: list[str] = field(default_factory=list)  # of the architecture, without "arch."
     config_file: str | None = None  # --rl_config
+    allow_drift: list[str] = field(default_factory=list)  # keys that a resume may change
 
     @property
     def output_dir(self) -> Path:
@@ -149,6 +150,8 @@ def parse(phase: str, argv: Sequence[str]) -> Args:
         raise ValueError("--overwrite and --resume or --auto_resume contradict each other; give only one")
     if given["resume"] and given["auto_resume"]:
         raise ValueError("--resume and --auto_resume contradict each other; give only one")
+    if given["allow_drift"] is not None and not (given["resume"] or given["auto_resume"]):
+        raise ValueError("--allow_drift is for a run that is continued; give --auto_resume or --resume, too")
     if given["teacher_path"] and given["teacher_checkpoint"]:
         raise ValueError("--teacher_path and --teacher_checkpoint mean the same; give only one")
     for flag in ("accelerate_config", "max_restarts"):
@@ -174,6 +177,7 @@ def parse(phase: str, argv: Sequence[str]) -> Args:
         teacher=_path(given["teacher_path"] or given["teacher_checkpoint"]), student=_path(given["student_checkpoint"]),
         eval_phase=given["phase"], debug=config.training.debug, num_processes=_count("--num_processes", given),
         overrides=overrides, arch_overrides=arch_overrides, config_file=given["rl_config"],
+        allow_drift=[] if given["allow_drift"] is None else given["allow_drift"].split(","),
     )  # fmt: skip
 
 

@@ -109,6 +109,7 @@ FLAGS = (
          switch=True),
     Flag("--resume", _RUN, "continue from checkpoint-N, or the newest one of a run directory", metavar="DIR"),
     Flag("--overwrite", (*_RUN, "pipeline"), "replace the run in the output directory", switch=True),
+    Flag("--allow_drift", _RUN, "configuration keys that a continued run may change", metavar="KEY,KEY"),
     Flag("--num_episodes", ("teacher", "student"), "episodes over all environments and processes",
          {"*": "training.num_episodes"}),
     Flag("--steps_per_episode", (*_ROLLOUT, "pipeline"), "environment steps of one episode",

@@ -1,6 +1,7 @@
 """Which configuration keys may change when a run is resumed."""
 
 import fnmatch
+from collections.abc import Sequence
 from typing import Any
 
 # The architecture itself is compared key by key under "arch", so the name of its file may change.
@@ -34,21 +35,30 @@ def is_benign(key: str, phase: str) -> bool:
     return other_phase or any(fnmatch.fnmatchcase(key, pattern) for pattern in BENIGN)
 
 
-def check_drift(old: dict[str, Any], new: dict[str, Any], phase: str, source: str) -> list[str]:
-    """Notes "key old -> new" for benign changes; any other change raises ValueError listing each key.
+def check_drift(
+    old: dict[str, Any], new: dict[str, Any], phase: str, source: str, allowed: Sequence[str] = ()
+) -> list[str]:
+    """Notes "key old -> new" for benign and for `allowed` changes; any other change raises ValueError listing each key.
 
-    `old` and `new` are nested dicts (`config.to_dict`); architecture keys stand under "arch".
+    `old` and `new` are nested dicts (`config.to_dict`); architecture keys stand under "arch". Also raises for an
+    allowed key that does not exist, and for one of the architecture: saved weights would not fit.
     """
     before, after = flatten(old), flatten(new)
+    for key in allowed:
+        if key.startswith("arch."):
+            raise ValueError(f"--allow_drift {key}: the architecture of a run cannot change, its weights would not fit")
+        if key not in after:
+            raise ValueError(f"--allow_drift {key}: there is no such key; --print_config lists them")
     changed = {
         k: f"{k} {before.get(k, '(absent)')} -> {after.get(k, '(absent)')}"
         for k in sorted(before.keys() | after.keys())
         if before.get(k, None) != after.get(k, None) or (k in before) != (k in after)
     }
-    severe = [text for k, text in changed.items() if not is_benign(k, phase)]
+    severe = [text for k, text in changed.items() if k not in allowed and not is_benign(k, phase)]
     if severe:
         raise ValueError(
             f"{source}: the run was started with another configuration: {'; '.join(severe)}. "
-            f"Restore the old values (--rl_config {source} holds them), or start a new run with another --output_dir"
+            f"Restore the old values (--rl_config {source} holds them), name what may change (--allow_drift KEY,...), "
+            "or start a new run with another --output_dir"
         )
     return list(changed.values())

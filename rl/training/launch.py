@@ -67,7 +67,9 @@ def _run(
     """Collective. The run, inside its group."""
     cfg = args.config
     arch = None if args.phase in cli.POLICY_RUNS else args.arch  # arm and rl have no F1 model
-    run = RunDir.open(args.output_dir, args.phase, cfg, arch, ctx, args.resume, args.resume_path, args.overwrite)
+    run = RunDir.open(
+        args.output_dir, args.phase, cfg, arch, ctx, args.resume, args.resume_path, args.overwrite, args.allow_drift
+    )
     with run:
         setup_logging(cfg.logging, run.path, ctx.rank, ctx.world_size)
         for note in run.notes:

@@ -12,6 +12,7 @@ import shutil
 import socket
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -71,17 +72,18 @@ class RunDir:
         cls, output_dir: str | Path, phase: str, config: rl_config.Config, arch: F1Config | None,
         world: ParallelContext,
         resume: ResumeMode = ResumeMode.never, resume_path: Path | None = None, overwrite: bool = False,
+        allow_drift: Sequence[str] = (),
     ) -> "RunDir":  # fmt: skip
         """Collective: rank 0 does everything, its complaint (CollectiveError) is raised on all ranks.
 
         Refuses an existing run unless told what to do with it, a run that another process holds, and a resume with a
-        changed configuration; nothing is written before all of that is checked.
+        changed configuration (except for the keys of `allow_drift`); nothing is written before all of that is checked.
         """
         path = Path(output_dir).expanduser().resolve()
         run, error = None, None
         if world.is_main:
             try:
-                run = cls._open_main(path, phase, config, arch, resume, resume_path, overwrite)
+                run = cls._open_main(path, phase, config, arch, resume, resume_path, overwrite, allow_drift)
             except (ValueError, OSError) as e:
                 error = str(e) if isinstance(e, ValueError) else f"output directory {path}: {e.strerror or e}"
         shared = (run.resume_from, run.resuming, run.notes) if run is not None else None
@@ -96,7 +98,7 @@ class RunDir:
     @classmethod
     def _open_main(
         cls, path: Path, phase: str, config: rl_config.Config, arch: F1Config | None,
-        resume: ResumeMode, resume_path: Path | None, overwrite: bool,
+        resume: ResumeMode, resume_path: Path | None, overwrite: bool, allow_drift: Sequence[str],
     ) -> "RunDir":  # fmt: skip
         if overwrite and resume is not ResumeMode.never:
             raise ValueError("--overwrite and resuming contradict each other; give only one")
@@ -114,7 +116,7 @@ class RunDir:
                     f"{path} holds a run already; continue it with --auto_resume, replace it with --overwrite, "
                     "or choose another --output_dir"
                 )
-            notes = [] if source is None else _compare_config(source, phase, config, arch)
+            notes = [] if source is None else _compare_config(source, phase, config, arch, allow_drift)
         except ValueError:
             if lock is not None:
                 lock.close()
@@ -206,12 +208,14 @@ def _reached(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _compare_config(source: Path, phase: str, config: rl_config.Config, arch: F1Config | None) -> list[str]:
+def _compare_config(
+    source: Path, phase: str, config: rl_config.Config, arch: F1Config | None, allowed: Sequence[str]
+) -> list[str]:
     new, old = rl_config.to_dict(config), rl_config.read_dict(source / "config.yaml")
     if arch is not None:
         new["arch"] = rl_config.to_dict(arch)
         old["arch"] = rl_config.read_dict(source / "model_config.yaml")
-    return check_drift(old, new, phase, str(source / "config.yaml"))
+    return check_drift(old, new, phase, str(source / "config.yaml"), allowed)
 
 
 def _resume_source(path: Path, resume: ResumeMode, resume_path: Path | None) -> Path | None:

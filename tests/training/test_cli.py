@@ -13,24 +13,24 @@ from rl.training.errors import CollectiveError, NumericalError, Preempted
 from rl.training.run_dir import ResumeMode
 
 EXPECTED_FLAGS = {
-    "teacher": "auto_resume resume overwrite num_episodes steps_per_episode num_envs output_dir rl_config "
+    "teacher": "auto_resume resume overwrite allow_drift num_episodes steps_per_episode num_envs output_dir rl_config "
     "model_config accelerate_config max_restarts mixed_precision gradient_accumulation_steps device seed "
     "debug print_config",
-    "student": "auto_resume resume overwrite num_episodes steps_per_episode teacher_path teacher_checkpoint num_envs "
-    "output_dir rl_config model_config accelerate_config max_restarts mixed_precision "
+    "student": "auto_resume resume overwrite allow_drift num_episodes steps_per_episode teacher_path "
+    "teacher_checkpoint num_envs output_dir rl_config model_config accelerate_config max_restarts mixed_precision "
     "gradient_accumulation_steps device seed debug print_config",
-    "adversarial": "auto_resume resume overwrite steps_per_episode total_iterations teacher_path teacher_checkpoint "
-    "student_checkpoint num_envs output_dir rl_config model_config accelerate_config max_restarts "
+    "adversarial": "auto_resume resume overwrite allow_drift steps_per_episode total_iterations teacher_path "
+    "teacher_checkpoint student_checkpoint num_envs output_dir rl_config model_config accelerate_config max_restarts "
     "mixed_precision gradient_accumulation_steps device seed debug print_config",
-    "tokenizer": "auto_resume resume overwrite num_envs output_dir rl_config model_config accelerate_config "
-    "max_restarts mixed_precision device seed json debug print_config",
+    "tokenizer": "auto_resume resume overwrite allow_drift num_envs output_dir rl_config model_config "
+    "accelerate_config max_restarts mixed_precision device seed json debug print_config",
     "plan": "num_envs rl_config model_config accelerate_config mixed_precision device seed json phase "
     "num_processes debug print_config",
-    "arm": "auto_resume resume overwrite num_envs output_dir rl_config accelerate_config max_restarts "
+    "arm": "auto_resume resume overwrite allow_drift num_envs output_dir rl_config accelerate_config max_restarts "
     "mixed_precision gradient_accumulation_steps device seed json algorithm steps vision physics "
     "image_size frame_stack compare compare_steps compare_seeds no_compile experiment_name run_name "
     "export debug print_config",
-    "rl": "auto_resume resume overwrite num_envs output_dir rl_config accelerate_config max_restarts "
+    "rl": "auto_resume resume overwrite allow_drift num_envs output_dir rl_config accelerate_config max_restarts "
     "mixed_precision gradient_accumulation_steps device seed json algorithm task max_iterations "
     "no_compile headless distributed experiment_name run_name logger export debug print_config",
     "play": "num_envs rl_config accelerate_config device seed json checkpoint steps export video video_length "

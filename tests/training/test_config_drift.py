@@ -62,3 +62,21 @@ def test_a_key_that_only_one_side_has_is_a_change() -> None:
 
 def test_equal_configurations_have_no_notes() -> None:
     assert check_drift(to_dict(Config()), to_dict(Config()), "teacher", "config.yaml") == []
+
+
+def test_only_the_keys_named_may_change_and_the_change_is_noted() -> None:
+    old, new = to_dict(Config()), to_dict(Config())
+    new["training"]["learning_rate"], new["training"]["seed"] = 5e-4, 3
+    with pytest.raises(ValueError, match=r"training.seed 0 -> 3\. .*--allow_drift"):
+        check_drift(old, new, "teacher", "config.yaml", ["training.learning_rate"])
+    notes = check_drift(old, new, "teacher", "config.yaml", ["training.learning_rate", "training.seed"])
+    assert notes == ["training.learning_rate 0.001 -> 0.0005", "training.seed 0 -> 3"]
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [("training.learning_rat", "there is no such key"), ("arch.trunk.num_layers", "its weights would not fit")],
+)
+def test_keys_that_cannot_be_allowed_are_refused(key: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        check_drift(to_dict(Config()), to_dict(Config()), "teacher", "config.yaml", [key])

@@ -253,3 +253,12 @@ def test_files_that_a_killed_run_had_begun_to_write_are_gone_after_the_next_star
         path.write_text("half")
     start(finished_run, world, resume=ResumeMode.auto).close()
     assert [p.exists() for p in begun + others] == [False, False, True, True]
+
+
+def test_a_key_that_is_named_may_change_on_a_resume(finished_run: Path, world: ParallelContext) -> None:
+    config = Config()
+    config.training.learning_rate = 5e-4
+    run = start(finished_run, world, config, resume=ResumeMode.auto, allow_drift=["training.learning_rate"])
+    run.close()
+    assert run.notes == ["training.learning_rate 0.001 -> 0.0005"]
+    assert load(finished_run / "config.yaml").training.learning_rate == 5e-4
