@@ -154,6 +154,22 @@ def test_missing_damaged_and_shapeless_files_are_refused(tmp_path: Path) -> None
         C.load(_file(tmp_path, "- 1\n- 2\n"))
 
 
+def test_a_saved_run_of_another_version_is_read_but_for_the_blocks_that_the_reader_does_not_use(tmp_path: Path) -> None:
+    path = _file(tmp_path, "training: {seed: 7}\ndiffusion: {key_of_another_version: 1}\nsac: {gamma: 0.5}\n")
+    with pytest.raises(ValueError, match=r"diffusion\.key_of_another_version"):
+        C.load(path)
+    cfg = C.load_saved(path, C.POLICY_BLOCKS, ["training.bptt_length=4"])
+    assert (cfg.training.seed, cfg.training.bptt_length) == (7, 4)
+    assert cfg.diffusion == Config().diffusion and cfg.sac == Config().sac
+    with pytest.raises(ValueError, match=r"diffusion\.key_of_another_version"):
+        C.load_saved(path, ["sac"])
+
+
+def test_the_blocks_of_policies_are_blocks_of_the_tree() -> None:
+    assert set(C.POLICY_BLOCKS) <= set(C.to_dict(Config()))
+    assert set(C.BLOCKS.values()) <= set(C.POLICY_BLOCKS)
+
+
 def test_an_unknown_preset_names_the_presets() -> None:
     with pytest.raises(ValueError, match=f"'huge': no such preset; there are {', '.join(PRESETS)}"):
         C.load_model("huge")

@@ -29,6 +29,7 @@ from rl.config.loading import (
     fingerprint,
     load,
     load_model,
+    load_saved,
     read_dict,
     to_dict,
     to_yaml,
@@ -91,11 +92,12 @@ from rl.config.student import (
     check_explorer,
 )
 from rl.config.supervision import SupervisionConfig
-from rl.config.tree import CONFIG_DIR, REPO_ROOT, Config, validate
+from rl.config.tree import CONFIG_DIR, POLICY_BLOCKS, REPO_ROOT, Config, validate
 
 __all__ = [
     "ALGORITHMS",
     "ActingPolicy",
+    "POLICY_BLOCKS",
     "PipelineConfig",
     "PipelinePhase",
     "with_overrides",
@@ -186,6 +188,7 @@ __all__ = [
     "fingerprint",
     "load",
     "load_model",
+    "load_saved",
     "read_dict",
     "to_dict",
     "to_yaml",

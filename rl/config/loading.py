@@ -5,6 +5,7 @@ import difflib
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,18 @@ def _dotlist(overrides: list[str]) -> DictConfig:
         except yaml.YAMLError as e:
             raise ValueError(f"override '{o}': not readable as YAML: {e}") from e
     return OmegaConf.from_dotlist(overrides)
+
+
+def load_saved(path: Path, unread: Iterable[str], overrides: list[str] | None = None) -> Config:
+    """The configuration that a run has saved, under overrides. Blocks named by `unread` stay at their defaults: the
+    reader does not use them, and another version of the program may have had other keys there."""
+    saved = _read_yaml(path)
+    for block in unread:
+        saved.pop(block, None)
+    node = _merge(OmegaConf.structured(Config), saved, str(path))
+    cfg = _typed(_merge(node, _dotlist(overrides or []), "command line"))
+    validate(cfg)
+    return cfg
 
 
 def load(path: str | Path | None = None, overrides: list[str] | None = None, run: str | None = None) -> Config:

@@ -52,6 +52,10 @@ class Config:
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
 
 
+# Blocks that only `train.sh arm`, `rl` and `play` read; the phases of F1 do not.
+POLICY_BLOCKS = ("ppo", "sac", "diffusion", "arm", "rl", "gr00t", "isaaclab", "play")
+
+
 def validate(cfg: Config) -> None:
     """Refuses values that no run can use. Raises ValueError naming the key and the remedy."""
     t, e = cfg.training, cfg.environment

@@ -4,6 +4,8 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
+from rl.config import POLICY_BLOCKS
+
 # The architecture itself is compared key by key under "arch", so the name of its file may change.
 # Changing these leaves model, optimizer and data of the coming steps what they would have been, or only their number.
 BENIGN = (
@@ -14,6 +16,7 @@ BENIGN = (
     "checkpoint.*", "numbers.*", "environment.isolation", "environment.supervision.*",
 )  # fmt: skip
 READS = {"adversarial": ("teacher", "student")}  # blocks of other phases that a phase reads
+F1_PHASES = ("teacher", "student", "adversarial", "tokenizer")
 PHASE_BLOCKS = ("teacher", "student", "adversarial", "tokenizer", "arm", "rl", "play", "pipeline")
 
 
@@ -32,6 +35,7 @@ def is_benign(key: str, phase: str) -> bool:
     """True for the list above and for blocks of other phases, which this phase does not read."""
     block = key.split(".")[0]
     other_phase = block in PHASE_BLOCKS and block not in (phase, *READS.get(phase, ()))
+    other_phase |= phase in F1_PHASES and block in POLICY_BLOCKS
     return other_phase or any(fnmatch.fnmatchcase(key, pattern) for pattern in BENIGN)
 
 

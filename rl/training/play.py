@@ -62,7 +62,8 @@ def find(path: Path | None) -> Source:
 
 def prepare(args: cli.Args, source: Source) -> tuple[rl_config.Config, str]:
     """Configuration of the run with the play block of the command line, and the name of its block."""
-    config = rl_config.load(source.folder / "config.yaml")
+    own = rl_config.BLOCKS[source.origin["algorithm"]]
+    config = rl_config.load_saved(source.folder / "config.yaml", {*rl_config.BLOCKS.values()} - {own})
     run, play = source.origin["run"], args.config.play
     config.play, config.training.device = play, args.config.training.device
     settings = policies.settings(config, run)

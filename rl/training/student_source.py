@@ -42,7 +42,7 @@ def find_student(path: Path | None, cfg: Config, arch: F1Config, teacher: Teache
         raise ValueError(f"{FLAG} {saved.path} is no checkpoint of phase 2; name a run of bash train.sh student")
     run = saved.path.parent
     check_architecture(rl_config.read_dict(run / "model_config.yaml"), arch, saved, cfg, FLAG)
-    theirs = rl_config.load(run / "config.yaml")
+    theirs = rl_config.load_saved(run / "config.yaml", rl_config.POLICY_BLOCKS)
     check_adapters(theirs, cfg, saved, FLAG)
     _check_policy(theirs, cfg, saved)
     _check_teacher(training["explorer"]["teacher"], teacher, saved)

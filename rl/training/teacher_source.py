@@ -49,7 +49,7 @@ def find_teacher(path: Path | None, cfg: Config, arch: F1Config, flag: str = "--
     run = saved.path.parent
     _check_phase(saved, flag)
     check_architecture(rl_config.read_dict(run / "model_config.yaml"), arch, saved, cfg, flag)
-    check_adapters(rl_config.load(run / "config.yaml"), cfg, saved, flag)
+    check_adapters(rl_config.load_saved(run / "config.yaml", rl_config.POLICY_BLOCKS), cfg, saved, flag)
     return Teacher(saved, flag)
 
 

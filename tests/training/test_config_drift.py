@@ -55,6 +55,13 @@ def test_phase_three_reads_the_blocks_of_the_other_two(key: str) -> None:
     assert len(drift("tokenizer.frames", 12345, phase="adversarial")) == 1
 
 
+@pytest.mark.parametrize("key", ["ppo.gamma", "sac.gamma", "diffusion.gamma", "gr00t.backend"])
+def test_phases_of_f1_do_not_read_the_blocks_of_other_policies(key: str) -> None:
+    assert len(drift(key, 12345, "student")) == 1
+    with pytest.raises(ValueError, match=key):
+        drift(key, 12345, "arm")
+
+
 def test_a_key_that_only_one_side_has_is_a_change() -> None:
     with pytest.raises(ValueError, match=r"b \(absent\) -> None"):
         check_drift({"a": 1}, {"a": 1, "b": None}, "teacher", "config.yaml")

@@ -83,7 +83,7 @@ def run_config(args: cli.Args, run: Path) -> tuple[rl_config.Config, F1Config]:
     """The configuration and architecture the run was trained with, under what the command line says."""
     cfg, arch = args.config, args.arch
     if (run / "config.yaml").is_file():
-        cfg = rl_config.load(run / "config.yaml", args.overrides)
+        cfg = rl_config.load_saved(run / "config.yaml", rl_config.POLICY_BLOCKS, args.overrides)
     if (run / "model_config.yaml").is_file():
         given = [o for o in args.overrides if o.startswith("model.config_file=")]
         given += [f"arch.{o}" for o in args.arch_overrides]
