@@ -5,6 +5,7 @@
 #   .cache/vulkan    a software Vulkan driver, only where SAPIEN cannot draw with the machine's own
 # bash setup.sh isaaclab   Isaac Lab 3 in .venv-isaaclab; only when asked for
 # bash setup.sh gr00t      GR00T N1.7 (LeRobot) in .venv-gr00t; only when asked for
+# bash setup.sh deepspeed  DeepSpeed, into .venv; only when asked for
 # PYTHON=...               the interpreter to use (3.11 or 3.12); default: python3.11, python3.12, python3
 # F1_TORCH_INDEX_URL=...   package index for torch alone, for a CPU build or another CUDA version; default: pip's own
 # F1_SETUP_SKIP_VULKAN=1   leaves the driver alone (lint, types, phases that draw nothing)
@@ -18,6 +19,7 @@ UNFINISHED=.venv/.setup-unfinished
 
 source scripts/find_python.sh
 source scripts/setup_parts.sh
+source scripts/setup_deepspeed.sh
 
 fail() { printf 'setup: %s\n' "$1" >&2; exit 4; }
 
@@ -69,9 +71,11 @@ main() {
         '') ;;
         isaaclab) setup_part isaaclab 9 9>&-; return ;;
         gr00t) setup_part gr00t 8 9>&-; return ;;
-        *) fail "unknown part '$1'; there are: isaaclab, gr00t" ;;
+        deepspeed) ;;
+        *) fail "unknown part '$1'; there are: isaaclab, gr00t, deepspeed" ;;
     esac
     ready || install_packages
+    if [[ "${1:-}" == deepspeed ]]; then install_deepspeed 9>&-; return; fi
     if [[ -z "${F1_SETUP_SKIP_VULKAN:-}" ]]; then
         .venv/bin/python scripts/install_vulkan.py 9>&- || exit 4
     fi

@@ -23,8 +23,8 @@ def flags(path: str, given: int | None, env: dict[str, str], gpus: int) -> list[
         raise ValueError(f"{path}: distributed_type {kind.value}; there are {', '.join(k.value for k in KINDS)}")
     if kind is DistributedType.DEEPSPEED and importlib.util.find_spec("deepspeed") is None:
         raise ValueError(
-            f"{path} needs the package deepspeed, which is not installed: .venv/bin/pip install deepspeed (it needs a "
-            "GPU), or take configs/accelerate/fsdp2.yaml, which splits the same tensors"
+            f"{path} needs the package deepspeed, which is not installed: bash setup.sh deepspeed, or take "
+            "configs/accelerate/fsdp2.yaml, which splits the same tensors without it"
         )
     nodes, place = _nodes(path, config, env)
     total = _processes(path, config, given, nodes)
@@ -32,6 +32,8 @@ def flags(path: str, given: int | None, env: dict[str, str], gpus: int) -> list[
         raise ValueError(f"{path}: distributed_type NO is one process, not {total}; take configs/accelerate/ddp.yaml")
     if not config.use_cpu and gpus > 0 and total // nodes > gpus:
         raise ValueError(f"{path}: {total // nodes} processes on this machine need as many GPUs; it has {gpus}")
+    if kind is DistributedType.DEEPSPEED and nodes > 1:  # else accelerate wants one machine to log in to the others
+        place = [*place, "--deepspeed_multinode_launcher", "standard"]
     return ["--num_processes", str(total), *place]
 
 

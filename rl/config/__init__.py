@@ -35,7 +35,7 @@ from rl.config.loading import (
     to_yaml,
     with_overrides,
 )
-from rl.config.numbers import NumbersConfig, OnSpike
+from rl.config.numbers import NumbersConfig, OnMemory, OnSpike
 from rl.config.off_policy import OffPolicyConfig, ReplayDtype, Warmup
 from rl.config.phases import TeacherConfig, TokenizerTrainingConfig
 from rl.config.pipeline import PipelineConfig, PipelinePhase
@@ -157,6 +157,7 @@ __all__ = [
     "NumbersConfig",
     "ObservationNorm",
     "OffPolicyConfig",
+    "OnMemory",
     "OnSpike",
     "OptimizerKind",
     "PPOConfig",

@@ -1,4 +1,5 @@
-"""Block numbers: what is done about losses that are finite but suspicious. Ones that are not finite always stop."""
+"""Block numbers: what is done about losses that are finite but suspicious, and about memory that runs out. Losses that
+are not finite always stop."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,6 +8,11 @@ from enum import StrEnum
 class OnSpike(StrEnum):
     log = "log"
     stop = "stop"  # exit code 3, as for a loss that is not finite
+
+
+class OnMemory(StrEnum):
+    stop = "stop"  # exit code 1 and a line that says what to lower
+    halve = "halve"  # world model: smaller micro-batches on all ranks, the same batch
 
 
 @dataclass
@@ -18,6 +24,7 @@ class NumbersConfig:
     spike_factor: float = 5.0
     spike_patience: int = 4
     on_spike: OnSpike = OnSpike.log
+    on_out_of_memory: OnMemory = OnMemory.stop
 
 
 def check_numbers(cfg: NumbersConfig) -> None:

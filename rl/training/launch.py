@@ -48,8 +48,8 @@ def run_phase(
     ctx = ParallelContext.create(cfg.training)
     if ctx.sharded and args.phase not in SHARDED_PHASES:
         raise CollectiveError(
-            f"FSDP: phase {args.phase} acts with what it trains and keeps it whole on every rank; take "
-            f"configs/accelerate/ddp.yaml (FSDP is for {', '.join(SHARDED_PHASES)})"
+            f"phase {args.phase} acts with what it trains and keeps it whole on every rank; take "
+            f"configs/accelerate/ddp.yaml (FSDP and DeepSpeed are for {', '.join(SHARDED_PHASES)})"
         )
     try:
         _run(args, build, total, ctx, stop, pace, finish)

@@ -229,8 +229,9 @@ class Loop:
     def _save(self, wait: bool) -> None:
         """wait: returns only when the checkpoint is on disk."""
         s = self.state
-        state = self.phase.checkpoint()
-        state.model, state.training = self.ctx.gathered(state.model), self.ctx.gathered(state.training)
+        with self.ctx.whole():
+            state = self.phase.checkpoint()
+            state.model, state.training = self.ctx.gathered(state.model), self.ctx.gathered(state.training)
         state.training = {**state.training, "loop": {**vars(s)}, "metrics_history": list(self.history)}
         state.metrics = dict(self.history[-1]) if self.history else {}
         state.per_rank = {**state.per_rank, "rng": rng.capture(self.ctx.device)}

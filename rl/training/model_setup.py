@@ -12,7 +12,7 @@ from torch import nn
 from f1_vla.builders import build_policy
 from f1_vla.config import F1Config
 from f1_vla.loading import VAR_SUFFIX, check_released, load_policy, read_tokenizer
-from f1_vla.lora import Role, add_lora, lora_config
+from f1_vla.lora import Role, add_lora, lora_config, lora_state_dict
 from f1_vla.policy import F1Policy
 from f1_vla.text import encode_instruction
 from f1_vla.tokenizer_io import check_tokenizer, shipped_tokenizer
@@ -47,9 +47,13 @@ class Model:
             check_untrained(self.policy, self.base)
         return {"model": self.policy.state_dict(), "base": self.base}
 
-    def adapter_writer(self, role: Role) -> Callable[[Path], None] | None:
-        """Writes the role's adapter in PEFT's format; None when the run has no adapter."""
-        return (lambda directory: write_adapter(self.policy, role, directory)) if self.lora else None
+    def adapter_writer(self, role: Role, ctx: ParallelContext) -> Callable[[Path], None] | None:
+        """Collective, inside `ctx.whole`. Writes the role's adapter, as it is now, in PEFT's format; None when the run
+        has no adapter."""
+        if not self.lora:
+            return None
+        state = ctx.gathered(lora_state_dict(self.policy, role))
+        return lambda directory: write_adapter(self.policy, role, directory, state)
 
 
 def check_sizes(cfg: Config, arch: F1Config) -> None:

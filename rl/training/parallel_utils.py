@@ -1,5 +1,5 @@
 """Processes of one training run: device, precision, wrapping, reductions. The only importer of accelerate and, with
-`sharding.py`, of torch.distributed.
+`sharding.py` and `deepspeed_zero.py`, of torch.distributed.
 
 Rank discipline: methods marked "collective" must be called by every rank, in the same order. In one process they
 cost nothing. Works under `accelerate launch`, torchrun and plain python.
@@ -8,7 +8,7 @@ cost nothing. Works under `accelerate launch`, torchrun and plain python.
 import hashlib
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,9 +20,11 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
-from rl.config import TrainingConfig
+from rl.config import MixedPrecision, TrainingConfig
 from rl.training import process_end, sharding
+from rl.training.deepspeed_zero import Zero
 from rl.training.seeds import seed_for
+from rl.training.sharding import Split
 
 __all__ = ["ParallelContext", "RankMismatchError", "parameter_hash", "seed_for"]
 
@@ -71,15 +73,20 @@ def _check_precision(cfg: TrainingConfig) -> None:
 class ParallelContext:
     """What one rank knows about the group. Build with `create`, end with `close`."""
 
-    def __init__(self, accelerator: Accelerator, sharded: bool = False) -> None:
+    def __init__(self, accelerator: Accelerator, split: Split = Split.nothing) -> None:
         self.accelerator = accelerator
-        self.sharded = sharded  # modules are split over the ranks (FSDP2), not copied to each
+        self.split = split  # what of a module is split over the ranks instead of copied to each
         self._shards: list[sharding.Sharded] = []
+        self._zero: Zero | None = None
         self.rank: int = accelerator.process_index
         self.world_size: int = accelerator.num_processes
         self.local_rank: int = accelerator.local_process_index
         self.is_main: bool = accelerator.is_main_process
         self.device: torch.device = accelerator.device
+
+    @property
+    def sharded(self) -> bool:
+        return self.split is not Split.nothing
 
     @classmethod
     def create(
@@ -96,7 +103,7 @@ class ParallelContext:
         on_cpu = cfg.device == "cpu" or (cfg.device == "auto" and not torch.cuda.is_available())
         if on_cpu and cfg.mixed_precision == "fp16":
             raise ValueError("training.mixed_precision fp16 needs a GPU; use bf16 or no on the CPU")
-        sharded = sharding.take_request()
+        split = sharding.take_request(cfg)
         _check_precision(cfg)
         # Naming a backend outside a launcher makes Accelerate believe in a group that nobody started.
         launched = "LOCAL_RANK" in os.environ
@@ -115,7 +122,7 @@ class ParallelContext:
         )
         if on_cpu:
             torch.set_num_threads(threads)
-        return cls(accelerator, sharded and accelerator.num_processes > 1)
+        return cls(accelerator, split if accelerator.num_processes > 1 else Split.nothing)
 
     def abandon(self) -> None:
         """After a failure: waits for nobody; the process then ends without freeing the group (`process_end`)."""
@@ -140,30 +147,44 @@ class ParallelContext:
         """
         if not self.sharded:
             return self.accelerator.prepare(model, optimizer)
+        if self.split.by_deepspeed:
+            assert self._zero is None  # one trained module a run
+            steps = self.accelerator.gradient_accumulation_steps
+            autocast = torch.bfloat16 if self.accelerator.mixed_precision == MixedPrecision.bf16.value else None
+            self._zero = Zero(model.to(self.device), optimizer, self.split.value, self.device, steps, autocast)
+            return self._zero.engine, self._zero.optimizer
         self._shards.append(sharding.Sharded(model.to(self.device), optimizer, self.device, self.world_size))
         return model, self.accelerator.prepare(optimizer)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Collective. Inside, parameters of split modules are whole on every rank, and one rank alone may call them
-        (a state_dict is split nevertheless). Nothing where modules are not split."""
+        (with FSDP a state_dict is split nevertheless). Nothing where modules are not split."""
         with ExitStack() as stack:
             for shard in self._shards:
                 stack.enter_context(shard.whole())
+            if self._zero is not None:
+                stack.enter_context(self._zero.whole())
             yield
 
     def gathered(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Collective. A state_dict, or any tree of them, with whole tensors, whatever the number of ranks."""
+        """Collective, inside `whole`. A state_dict, or any tree of them, with whole tensors, whatever the number of
+        ranks."""
         found: dict[str, Any] = sharding.gathered(state) if self.sharded else state
         return found
 
-    def split_like(self, module: nn.Module, state: dict[str, Any]) -> dict[str, Any]:
-        """Collective. Undoes `gathered` for what `module` is to load."""
-        return sharding.split_like(module.state_dict(), state) if self.sharded else state
+    def load_whole(
+        self, module: nn.Module, state: dict[str, torch.Tensor], load: Callable[[dict[str, torch.Tensor]], None]
+    ) -> None:
+        """Collective. `load(state)` into a module that may be split; undoes `gathered`."""
+        if self._zero is not None:
+            self._zero.load(lambda: load(state))
+        else:
+            load(sharding.split_like(module.state_dict(), state) if self.sharded else state)
 
     def load_optimizer(self, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         """Collective. `optimizer.load_state_dict` of whole tensors, on any number of ranks."""
-        if self.sharded:
+        if self.split is Split.fsdp:
             sharding.load_optimizer(optimizer, state)
         else:
             optimizer.load_state_dict(state)
@@ -174,6 +195,8 @@ class ParallelContext:
 
     def accumulate(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Context of one micro-batch; gradients are reduced and applied at every accumulation boundary."""
+        if self._zero is not None:  # has its own way to leave a micro-batch unreduced, see `backward`
+            return self.accelerator.accumulate()
         return self.accelerator.accumulate(model)
 
     def no_sync(self, model: nn.Module) -> AbstractContextManager[Any]:
@@ -190,10 +213,22 @@ class ParallelContext:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Collective (gradient reduction)."""
-        self.accelerator.backward(loss)
+        if self._zero is not None:
+            self._zero.backward(loss, self.sync_gradients)
+        else:
+            self.accelerator.backward(loss)
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Collective. Mean over ranks of gradients that were computed outside the wrapped forward."""
+        for p in parameters if self.world_size > 1 else ():
+            if p.grad is not None:
+                dist.all_reduce(p.grad)
+                p.grad /= self.world_size
 
     def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
         """Norm of all gradients before clipping, a scalar tensor on the device."""
+        if self._zero is not None:
+            return self._zero.clip_grad_norm(parameters, max_norm)
         norm = self.accelerator.clip_grad_norm_(list(parameters), max_norm)
         assert norm is not None
         whole_norm: torch.Tensor = sharding.gathered(norm)

@@ -159,12 +159,12 @@ class TeacherPhase:
             },
             per_rank={"generator": self.generator.get_state()},
             rank_files={"buffer": self.buffer.state_dict()},
-            peft_adapter=self.model.adapter_writer(Role.world_model),
+            peft_adapter=self.model.adapter_writer(Role.world_model, self.ctx),
         )
 
     def restore(self, saved: LoadedCheckpoint) -> None:
-        weights = self.ctx.split_like(self.model.policy, saved.model)
-        load_model(self.model.policy, weights, saved.saved.base, saved.saved.path)
+        policy, base, path = self.model.policy, saved.saved.base, saved.saved.path
+        self.ctx.load_whole(policy, saved.model, lambda weights: load_model(policy, weights, base, path))
         self.ctx.load_optimizer(self.model.optimizer, saved.training["optimizer"])
         self.updates = saved.training["updates"]
         self.states.load_state_dict(saved.training["states"])

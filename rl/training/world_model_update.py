@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from f1_vla.batch import F1Batch
-from rl.config import Config
+from rl.config import Config, OnMemory
 from rl.data.episode_buffer import EpisodeBuffer, WindowIndex
+from rl.training.micro_batches import Drawn, Halving
 from rl.training.model_setup import Model
 from rl.training.parallel_utils import ParallelContext
 from rl.training.seeds import words_for
@@ -46,10 +47,27 @@ class WorldModelUpdate:
         self.generator = generator
         self.draw = buffer.sample if draw is None else draw
         self.windows: dict[str, Tensor] = {}  # of the last micro-batch, for inspection
+        self.halving: Halving | None = None
+        if cfg.numbers.on_out_of_memory is OnMemory.halve:
+            if ctx.sharded:
+                raise ValueError(
+                    "numbers.on_out_of_memory=halve is for whole gradients on every rank; FSDP and DeepSpeed split "
+                    "them: set it to stop, or take configs/accelerate/ddp.yaml"
+                )
+            self.halving = Halving(ctx)
 
     def gradients(self, sample: Sampler, seen: Seen | None = None) -> Gradients:
         """Collective. `training.gradient_accumulation_steps` micro-batches of windows from `sample`."""
         self.model.wrapped.train()
+        if self.halving is not None:
+            drawn = [self._drawn(sample()) for _ in range(self.cfg.training.gradient_accumulation_steps)]
+            made = self.halving.run(
+                len(drawn[0].where.episode),
+                lambda pieces: self._by_pieces(drawn, pieces, seen),
+                self.model.optimizer.zero_grad,
+            )
+            self.ctx.average_gradients([*self.model.trainable, *self.model.heads])
+            return made
         parts: list[dict[str, float]] = []
         samples, loss = 0, torch.zeros(())
         for _ in range(self.cfg.training.gradient_accumulation_steps):
@@ -63,32 +81,62 @@ class WorldModelUpdate:
                 seen(where, out)
         return Gradients({k: sum(p[k] for p in parts) / len(parts) for k in parts[0]}, loss, samples)
 
+    def _by_pieces(self, micro_batches: list[Drawn], pieces: int, seen: Seen | None) -> Gradients:
+        """The same gradients from smaller forwards, without a word between the ranks."""
+        lines: list[tuple[float, dict[str, float]]] = []
+        samples, total = 0, torch.zeros((), device=self.ctx.device)
+        for drawn in micro_batches:
+            for index in range(pieces):
+                part, share, single_share = drawn.piece(index, pieces)
+                out, loss = self._forward(part, share, single_share)
+                self.ctx.backward(loss)
+                line = window_metrics(out["metrics"]) | {k: float(v) for k, v in out["extra"].items()}
+                lines.append((share, line))
+                samples += int(out["valid"].sum())
+                total += loss.detach()
+                if seen is not None:
+                    seen(part.where, out)
+        means = {}
+        for name in lines[0][1]:
+            having = [(share, line[name]) for share, line in lines if name in line]
+            means[name] = sum(share * value for share, value in having) / sum(share for share, _ in having)
+        return Gradients(means, total / len(micro_batches), samples)
+
     def forward(self, where: WindowIndex) -> tuple[dict[str, Any], Tensor]:
         """One wrapped forward over the trained steps, from a memory state refreshed by the burn-in steps."""
-        teacher, t = self.cfg.teacher, self.cfg.training
-        windows = self.windows = self.buffer.gather(where)
-        B = len(where.episode)
+        return self._forward(self._drawn(where))
+
+    def _drawn(self, where: WindowIndex) -> Drawn:
+        teacher, B = self.cfg.teacher, len(where.episode)
         head_visible = torch.rand(B, generator=self.generator) >= teacher.view_dropout
         known = torch.rand(B, where.length, generator=self.generator) >= teacher.action_dropout
-        batch = self.data.batch(windows, head_visible, known)
+        return Drawn(where, head_visible, known, self._single_steps())
+
+    def _forward(self, drawn: Drawn, share: float = 1.0, single_share: float = 1.0) -> tuple[dict[str, Any], Tensor]:
+        """shares: weights of the windows' and the single steps' losses."""
+        teacher, t, where = self.cfg.teacher, self.cfg.training, drawn.where
+        windows = self.windows = self.buffer.gather(where)
+        batch = self.data.batch(windows, drawn.head_visible, drawn.known)
         batch.bootstrap = self._bootstrap(where)
-        singles, h = self._single_steps(), initial_memory(windows, self.ctx.device)
+        singles, h = self._single_batch(drawn), initial_memory(windows, self.ctx.device)
+        # The wrapper may talk to other ranks in its forward; with halving, gradients are averaged afterwards.
+        model = self.model.wrapped if self.halving is None else self.model.policy
         with self.ctx.autocast():
             if where.burn_in:
                 with torch.no_grad():
                     early = batch.window(0, where.burn_in)
-                    h = self.model.wrapped(early, mode="memory_only", initial_memory_state=h)["memory_state"]
-            out = self.model.wrapped(
+                    h = model(early, mode="memory_only", initial_memory_state=h)["memory_state"]
+            out = model(
                 batch.window(where.burn_in, where.length), mode="world_model_window", initial_memory_state=h.detach(),
                 memory_backprop=t.memory_backprop and t.sequential_training, latent_batch=singles,
             )  # fmt: skip
-        self._refresh_memory(where, head_visible, out["memory_states"])
-        loss, out["extra"] = out["loss"], {}
+        self._refresh_memory(where, drawn.head_visible, out["memory_states"])
+        loss, out["extra"] = share * out["loss"], {}
         if "latent_loss" in out:
-            loss = loss + teacher.latent_loss_weight * out["latent_loss"]
+            loss = loss + single_share * teacher.latent_loss_weight * out["latent_loss"]
             out["extra"] = {"latent_loss": out["latent_loss"].detach()}
         if "ensemble_loss" in out:
-            loss = loss + out["ensemble_loss"]
+            loss = loss + share * out["ensemble_loss"]
             out["extra"]["ensemble_loss"] = out["ensemble_loss"].detach()
         return out, loss
 
@@ -115,12 +163,19 @@ class WorldModelUpdate:
         )  # fmt: skip
         self.buffer.write_memory(inner, states[full])
 
-    def _single_steps(self) -> tuple[F1Batch, Tensor] | None:
-        """Random single steps with their stored memory states, for the latent head; None when it has none."""
+    def _single_steps(self) -> tuple[WindowIndex, Tensor] | None:
+        """Random single steps for the latent head; None when it has none."""
         size = self.cfg.teacher.latent_batch_size
         if size == 0 or not self.model.policy.cfg.world_model.latent_head:
             return None
-        windows = self.buffer.gather(self.draw(size, 1, 0, self.generator))
-        known = torch.rand(size, 1, generator=self.generator) >= self.cfg.teacher.action_dropout
-        batch = self.data.batch(windows, torch.ones(size, dtype=torch.bool), known)
+        where = self.draw(size, 1, 0, self.generator)
+        return where, torch.rand(size, 1, generator=self.generator) >= self.cfg.teacher.action_dropout
+
+    def _single_batch(self, drawn: Drawn) -> tuple[F1Batch, Tensor] | None:
+        """The single steps with their stored memory states."""
+        if drawn.singles is None:
+            return None
+        where, known = drawn.singles
+        windows = self.buffer.gather(where)
+        batch = self.data.batch(windows, torch.ones(len(where.episode), dtype=torch.bool), known)
         return batch, initial_memory(windows, self.ctx.device)

@@ -66,7 +66,7 @@ def test_files_and_command_line_together_say_what_is_started(
         ({"num_processes": 0}, None, {}, 0, "num_processes is 0; write at least 1, or -1"),
         ({"distributed_type": "NO"}, 2, {}, 0, r"NO is one process, not 2; take configs/accelerate/ddp\.yaml"),
         ({"distributed_type": "MEGATRON_LM"}, 2, {}, 0, "MEGATRON_LM; there are NO, MULTI_GPU, FSDP, DEEPSPEED"),
-        ({"distributed_type": "DEEPSPEED"}, 2, {}, 0, r"not installed: \.venv/bin/pip install deepspeed .*fsdp2\.yaml"),
+        ({"distributed_type": "DEEPSPEED"}, 2, {}, 0, r"not installed: bash setup\.sh deepspeed, or .*fsdp2\.yaml"),
         ({"num_machines": 3}, 2, NODES, 0, "num_machines 3, NNODES says 2; make them agree"),
         ({"num_machines": 3}, 2, {}, 0, r"NNODES=3, NODE_RANK \(0 to 2\) and MASTER_ADDR"),
         ({}, 3, {}, 2, "3 processes on this machine need as many GPUs; it has 2"),
@@ -76,12 +76,25 @@ def test_files_and_command_line_together_say_what_is_started(
 )
 def test_contradictions_are_refused_with_the_remedy(
     check: ModuleType, tmp_path: Path, changes: dict[str, Any], given: int | None, env: dict[str, str], gpus: int,
-    message: str,
+    message: str, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     file = tmp_path / "file.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load((FOLDER / "ddp.yaml").read_text()) | changes))
     with pytest.raises(ValueError, match=message):
         check.flags(str(file), given, env, gpus)
+
+
+def test_deepspeed_on_several_machines_is_started_by_the_same_command_on_each(
+    check: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    for name in ("deepspeed_zero2", "deepspeed_zero3"):
+        alone = check.flags(str(FOLDER / f"{name}.yaml"), 2, {}, 0)
+        assert alone == ["--num_processes", "2"]
+        together = check.flags(str(FOLDER / f"{name}.yaml"), 2, NODES, 0)
+        assert together[:2] == ["--num_processes", "4"]
+        assert together[-2:] == ["--deepspeed_multinode_launcher", "standard"]
 
 
 def test_a_file_that_is_no_yaml_is_refused(check: ModuleType, tmp_path: Path) -> None:

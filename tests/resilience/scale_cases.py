@@ -11,9 +11,10 @@ import torch
 from rl.config import Config, load, load_model
 from rl.data.episode_buffer import EpisodeBuffer, WindowIndex
 from rl.normalizers import Normalizer
+from rl.training.errors import NumericalError
 from rl.training.model_setup import Model, build_world_model
 from rl.training.optim import guarded_step
-from rl.training.parallel_utils import ParallelContext
+from rl.training.parallel_utils import ParallelContext, parameter_hash
 from rl.training.world_model_data import WorldModelData
 from rl.training.world_model_update import WorldModelUpdate
 from rl.types import EpisodeRecord
@@ -21,13 +22,13 @@ from rl.types import EpisodeRecord
 STEPS, WINDOWS, LENGTH, EPISODE = 20, 4, 3, 6
 
 
-def config(tokenizer: str) -> Config:
+def config(tokenizer: str, *more: str) -> Config:
     """Nothing is left to chance: what a rank draws would depend on how many windows it has."""
     return load(
         overrides=[
             f"model.tokenizer_path={tokenizer}", "model.config_file=debug_test", "training.device=cpu",
             "training.num_threads=1", f"training.bptt_length={LENGTH}", f"training.steps_per_episode={EPISODE}",
-            "teacher.view_dropout=0", "teacher.action_dropout=0", "teacher.latent_batch_size=0",
+            "teacher.view_dropout=0", "teacher.action_dropout=0", "teacher.latent_batch_size=0", *more,
         ]
     )  # fmt: skip
 
@@ -35,8 +36,9 @@ def config(tokenizer: str) -> Config:
 class Trainer:
     """The update of phase 1 on made-up episodes."""
 
-    def __init__(self, cfg: Config, ctx: ParallelContext) -> None:
-        arch = load_model("debug_test", ["world_model.mask_sample_prob=0.0", "world_model.ensemble_heads=0"])
+    def __init__(self, cfg: Config, ctx: ParallelContext, *architecture: str) -> None:
+        fixed = ["world_model.mask_sample_prob=0.0", "world_model.ensemble_heads=0"]
+        arch = load_model("debug_test", [*fixed, *architecture])
         self.cfg, self.ctx = cfg, ctx
         self.model: Model = build_world_model(cfg, arch, cfg.teacher.freeze, ctx)
         states = Normalizer(torch.ones(32, dtype=torch.bool))
@@ -64,20 +66,27 @@ class Trainer:
     def train(self, steps: range) -> list[float]:
         """Losses of the whole batch."""
         losses = []
+        count = self.cfg.training.gradient_accumulation_steps
         for step in steps:
-            loss = self.loss(step)
-            self.ctx.backward(loss)
+            total = 0.0
+            for micro in range(count):
+                with self.ctx.accumulate(self.model.wrapped):
+                    loss = self.loss(count * step + micro)
+                    self.ctx.backward(loss)
+                total += float(loss.detach()) / count
             guarded_step(self.ctx, self.model.optimizer, self.model.trainable, loss, 1.0, "a step")
-            losses.append(self.ctx.mean({"loss": float(loss.detach())})["loss"])
+            losses.append(self.ctx.mean({"loss": total})["loss"])
         return losses
 
     def state(self) -> dict[str, Any]:
         """As a checkpoint holds it."""
-        state = {"model": self.model.policy.state_dict(), "optimizer": self.model.optimizer.state_dict()}
-        return copy.deepcopy(self.ctx.gathered(state))
+        with self.ctx.whole():
+            state = {"model": self.model.policy.state_dict(), "optimizer": self.model.optimizer.state_dict()}
+            return copy.deepcopy(self.ctx.gathered(state))
 
     def load(self, state: dict[str, Any]) -> None:
-        self.model.policy.load_state_dict(self.ctx.split_like(self.model.policy, state["model"]))
+        policy = self.model.policy
+        self.ctx.load_whole(policy, state["model"], lambda weights: policy.load_state_dict(weights) and None)
         self.ctx.load_optimizer(self.model.optimizer, copy.deepcopy(state["optimizer"]))
 
 
@@ -88,10 +97,11 @@ def _alone(cfg: Config) -> ParallelContext:
     return ctx
 
 
-def _together(cfg: Config, port: int, sharded: bool) -> ParallelContext:
-    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
-    if sharded:
-        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+
+
+def _together(cfg: Config, port: int, request: dict[str, str]) -> ParallelContext:
+    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port), **request}
     return ParallelContext.create(cfg.training, timeout_s=60)
 
 
@@ -106,10 +116,10 @@ def compare(world: ParallelContext, tokenizer: str, ports: list[int]) -> dict[st
     of_one = alone.state()
     found["alone_more"] = alone.train(more)
     ctx.close()
-    ctx = _together(cfg, ports[0], False)
+    ctx = _together(cfg, ports[0], {})
     found["ddp"] = Trainer(cfg, ctx).train(range(STEPS))
     ctx.close()
-    ctx = _together(cfg, ports[1], True)
+    ctx = _together(cfg, ports[1], FSDP)
     split = Trainer(cfg, ctx)
     found["split"] = sum(type(p).__name__ == "DTensor" for p in split.model.policy.parameters())
     found["fsdp"] = split.train(range(STEPS))
@@ -126,3 +136,75 @@ def compare(world: ParallelContext, tokenizer: str, ports: list[int]) -> dict[st
     ctx.close()
     found["plain"] = all(type(v) is torch.Tensor for v in of_two["model"].values())
     return found
+
+
+def compare_deepspeed(
+    world: ParallelContext, tokenizer: str, port: int, stage: int, accumulation: int
+) -> dict[str, Any]:
+    """As `compare`, with DeepSpeed; it keeps its group, so a process can take part in one only."""
+    world.close()
+    cfg = config(str(Path(tokenizer)), f"training.gradient_accumulation_steps={accumulation}")
+    more = range(STEPS, STEPS + 2)
+    found: dict[str, Any] = {}
+    ctx = _alone(cfg)
+    alone = Trainer(cfg, ctx)
+    found["alone"] = alone.train(range(STEPS))
+    of_one = alone.state()
+    found["alone_more"] = alone.train(more)
+    ctx.close()
+    request = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+    ctx = _together(cfg, port, request)
+    split = Trainer(cfg, ctx)
+    found["whole"], found["own"] = _numbers(split)
+    fresh = split.state()
+    found["fresh"] = fresh["optimizer"]["state"] == {}
+    found["split"] = split.train(range(STEPS))
+    of_two = split.state()
+    found["split_more"] = split.train(more)
+    split.load(of_one)
+    found["one_to_two"] = split.train(more)
+    split.load(fresh)
+    found["again"] = split.train(range(STEPS))
+    ctx.assert_ranks_equal(split.model.policy, "after a load")
+    found["refused"], found["untouched"] = _not_finite_on_rank_1(split)
+    ctx.close()
+    ctx = _alone(cfg)
+    alone = Trainer(cfg, ctx)
+    alone.load(of_two)
+    found["two_to_one"] = alone.train(more)
+    ctx.close()
+    found["plain"] = {type(v).__name__ for v in of_two["model"].values()} == {"Tensor"}
+    found["keys"] = _shapes(of_two) == _shapes(of_one)
+    return found
+
+
+def _not_finite_on_rank_1(trainer: Trainer) -> tuple[str, bool]:
+    """What became of a step with a loss that is not a number on one rank; whether all parameters stayed."""
+    policy, ctx = trainer.model.policy, trainer.ctx
+    with ctx.whole():
+        before = parameter_hash(policy)
+    loss = trainer.loss(0) * (float("nan") if ctx.rank == 1 else 1.0)
+    ctx.backward(loss)
+    try:
+        guarded_step(ctx, trainer.model.optimizer, trainer.model.trainable, loss, 1.0, "a step")
+        text = "stepped"
+    except NumericalError as e:
+        text = str(e)
+    with ctx.whole():
+        return text, parameter_hash(policy) == before
+
+
+def _numbers(trainer: Trainer) -> tuple[int, int]:
+    """Trained numbers of the model, and those that this rank holds between two steps."""
+    with trainer.ctx.whole():
+        whole = sum(p.numel() for p in trainer.model.policy.parameters() if p.requires_grad)
+    return whole, sum(p.numel() for p in trainer.model.policy.parameters() if p.requires_grad)
+
+
+def _shapes(state: dict[str, Any]) -> Any:
+    optimizer = state["optimizer"]
+    return (
+        {k: (v.dtype, v.shape) for k, v in state["model"].items()},
+        {i: {k: (v.dtype, v.shape) for k, v in e.items()} for i, e in optimizer["state"].items()},
+        [{k: v for k, v in g.items() if k != "lr"} for g in optimizer["param_groups"]],
+    )

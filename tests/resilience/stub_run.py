@@ -1,7 +1,7 @@
 """A stand-in for a training command under scripts/supervise.py: `stub_run.py FOLDER PLAN [flags]`.
 
 PLAN has one word a start: an exit code, `save+CODE` (writes a new checkpoint first), `kill` (SIGKILL), `wait` (until
-SIGTERM, then 75). What it was started with is appended to FOLDER/starts.
+SIGTERM, then 75). What it was started with is appended to FOLDER/starts, the signals it noticed to FOLDER/signals.
 """
 
 import json
@@ -30,7 +30,13 @@ def main() -> None:
     if word == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if word == "wait":
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+
+        def noticed(number: int, _: object) -> None:
+            with (folder / "signals").open("a") as f:
+                f.write(signal.Signals(number).name + "\n")
+            sys.exit(75)
+
+        signal.signal(signal.SIGTERM, noticed)
         (folder / "waiting").touch()
         time.sleep(60)
     sys.exit(int(word.removeprefix("save+")))

@@ -101,7 +101,7 @@ def test_a_trainer_sees_a_lost_episode_as_a_cut_that_is_no_transition(tmp_path: 
 
 def test_statistics_drop_a_lost_episode_and_count_the_loss() -> None:
     """Environment 1 is lost in the second of five steps; its episode of rewards 1 + (lost) never shows."""
-    statistics = EpisodeStatistics(2, "cpu")
+    statistics = EpisodeStatistics(2)
     for t in range(5):
         lost = torch.tensor([False, t == 1])
         ended = torch.tensor([t == 4, t == 4]) | lost

@@ -37,8 +37,11 @@ def test_a_loss_that_stays_high_is_reported_once_and_a_single_jump_is_not(caplog
 
 def test_nothing_is_judged_before_there_is_a_usual_and_nan_is_left_to_others() -> None:
     watch = SpikeWatch(NumbersConfig(spike_factor=1.5, spike_patience=1, on_spike=OnSpike.stop))
-    for step, line in lines([1.0, 100.0, 1.0, 100.0, float("nan"), 1.0]):
+    for step, line in lines([1.0, 100.0, 1.0, 100.0, float("nan"), 1.0] + [1.0] * 4 + [100.0]):
         watch.add(step, line)
+    # ten finite values now, seven of them 1: the usual is known
+    with pytest.raises(NumericalError, match=r"toy/loss was above 1\.5 times its usual 1 in 1 lines .*\(100 at 11\)"):
+        watch.add(11, {"toy/loss": 100.0})
 
 
 def test_a_spike_ends_the_run_where_that_is_asked_for() -> None:

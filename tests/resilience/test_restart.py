@@ -85,6 +85,7 @@ def test_a_signal_is_passed_on_and_ends_the_restarts(tmp_path: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(TIMEOUT_S) == 75 and len((tmp_path / "starts").read_text().splitlines()) == 1
+    assert (tmp_path / "signals").read_text().split() == ["SIGTERM"]
 
 
 def test_a_killed_supervisor_lets_the_run_save_and_end(tmp_path: Path) -> None:
@@ -95,6 +96,8 @@ def test_a_killed_supervisor_lets_the_run_save_and_end(tmp_path: Path) -> None:
     process.kill()
     process.wait()
     process.communicate(timeout=TIMEOUT_S)  # its pipe closes when the run has ended, too
+    assert (tmp_path / "signals").read_text().split() == ["SIGTERM"]
+    assert len((tmp_path / "starts").read_text().splitlines()) == 1, "the run must end, not start again"
 
 
 def test_watch_tells_of_restarts(tmp_path: Path) -> None:
