@@ -8,25 +8,22 @@ docs/results/adversarial_targets.{md,json}.
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runs import RESULTS, publish, read, start
 from rl.config import Config
 from rl.training.provenance import machine
 
-REPO = Path(__file__).resolve().parents[1]
-RESULTS = REPO / "docs" / "results"
 WORST, ALL = "robust/nll_worst_frames", "frame/nll"
+ROUNDS = 1  # of the explorer in an iteration
+# A short game: fewer and longer iterations than the defaults have.
+SIZE = (
+    "--mixed_precision", "bf16", "training.num_threads=1", f"student.episodes_per_iteration={ROUNDS}",
+    "adversarial.warmup_iterations=2", "adversarial.wm_updates_per_iter=40", "adversarial.held_out.every=4",
+    "adversarial.reward_refresh_every=2", "adversarial.pool_every=2",
+)  # fmt: skip
 SIGNS = ("action_std", "reward_std", "token_top_share")
-
-
-def start(module: str, *arguments: str) -> None:
-    print("---", module, *arguments, flush=True)
-    done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=REPO, check=False)
-    if done.returncode != 0:
-        raise SystemExit(done.returncode)
 
 
 def train(args: argparse.Namespace, seed: int, name: str, *extra: str) -> Path:
@@ -34,17 +31,16 @@ def train(args: argparse.Namespace, seed: int, name: str, *extra: str) -> Path:
     start(
         "rl.training.train_adversarial_rl", "--teacher_checkpoint", args.teacher, "--student_checkpoint", args.student,
         "--output_dir", str(directory), "--total_iterations", str(args.iterations), "--seed", str(seed),
-        "--num_envs", str(args.num_envs), "--auto_resume", "training.save_every=5", "training.video_save_every=0",
-        "training.sample_save_every=0", *extra, *args.overrides,
+        "--num_envs", str(args.num_envs), "--auto_resume", "training.save_every=4", "training.video_save_every=0",
+        "training.sample_save_every=0", *SIZE, *extra, *args.overrides,
     )  # fmt: skip
     return directory
 
 
 def control() -> list[str]:
     """Settings of a run whose world model trains on random actions alone. The explorer still plays, for nothing."""
-    default = Config()
-    replay = default.adversarial.replay
-    rounds = replay.random_rounds + replay.past_rounds + default.student.episodes_per_iteration
+    replay = Config().adversarial.replay
+    rounds = replay.random_rounds + replay.past_rounds + ROUNDS
     kept = replay.random_episodes + replay.past_episodes + replay.adversarial_episodes
     return [
         "adversarial.replay.random_share=1", "adversarial.replay.past_share=0", "adversarial.replay.past_rounds=0",
@@ -57,9 +53,10 @@ def compare(args: argparse.Namespace, game: Path, other: str, against: str) -> d
     if not place.is_file():
         start(
             "rl.training.evaluate_rl", "--phase", "adversarial", "--checkpoint", str(game), "--teacher_checkpoint",
-            other, "--episodes", str(args.episodes), "--json", str(place),
+            other, "--episodes", str(args.episodes), "--json", str(place), "training.num_threads=1",
+            "evaluation.unfamiliar_episodes=0",
         )  # fmt: skip
-    return json.loads(place.read_text(encoding="utf-8"))["against_teacher"]
+    return read(place)["against_teacher"]
 
 
 def signs(game: Path) -> dict[str, list[float]]:
@@ -95,9 +92,9 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--student", required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=40)
-    parser.add_argument("--num_envs", type=int, default=2)
-    parser.add_argument("--episodes", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--num_envs", type=int, default=4)
+    parser.add_argument("--episodes", type=int, default=16)
     parser.add_argument("--runs", default="outputs/adversarial_targets")
     parser.add_argument("overrides", nargs="*", help="block.key=value for every run")
     args = parser.parse_args()
@@ -110,12 +107,9 @@ def main() -> None:
                 "teacher": compare(args, game, args.teacher, "teacher"),
             }
         )  # fmt: skip
-        RESULTS.mkdir(parents=True, exist_ok=True)
         data = {"command": vars(args), "machine": machine(), "runs": rows}
-        (RESULTS / "adversarial_targets.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        text = table(rows, args)
-        (RESULTS / "adversarial_targets.md").write_text(text, encoding="utf-8")
-        print(text)
+        place = RESULTS / "adversarial_targets.json"
+        publish(place.with_suffix(".md"), place, table(rows, args), data)
 
 
 if __name__ == "__main__":

@@ -5,19 +5,16 @@ again, so the command can be stopped and given again. At the end docs/results/ar
 """
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runs import REPO, RESULTS, publish, read, start, write
 from rl.config import ALGORITHMS
 from rl.data.statistics import wilson_interval
 from rl.training.provenance import machine
 
-REPO = Path(__file__).resolve().parents[1]
-RESULTS = REPO / "docs" / "results"
 TARGETS = {"FASTSAC": 0.97, "SAC": 0.95, "PPO": 0.90, "DIT": 0.90, "A2C": 0.65}
 VISION_TARGETS = {"PPO": 0.60}
 KEPT = ("algorithm", "task", "seed", "env_steps", "episodes", "success_rate", "success_interval", "mean_return",
@@ -29,20 +26,13 @@ def run(algorithm: str, seed: int, args: argparse.Namespace, place: Path) -> Non
     name = f"{'vision_' if args.vision else ''}{algorithm.lower()}_seed{seed}"
     directory = Path(args.runs) / name
     measured = directory / "numbers.json"
-    command = [
-        sys.executable, "-m", "rl.training.train_arm", "--algorithm", algorithm, "--steps", str(args.steps), "--seed",
-        str(seed), "--output_dir", str(directory), "--auto_resume", "--json", str(measured),
+    start(
+        "rl.training.train_arm", "--algorithm", algorithm, "--steps", str(args.steps), "--seed", str(seed),
+        "--output_dir", str(directory), "--auto_resume", "--json", str(measured),
         f"arm.final_episodes={args.episodes}", *(["--vision"] if args.vision else []), *args.overrides,
-    ]  # fmt: skip
-    print(f"--- {name}", flush=True)
-    done = subprocess.run(command, cwd=REPO, check=False)
-    if done.returncode != 0:
-        raise SystemExit(done.returncode)
-    numbers = json.loads((REPO / measured).read_text(encoding="utf-8"))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_suffix(".tmp")
-    partial.write_text(json.dumps({k: numbers[k] for k in KEPT}, indent=1) + "\n", encoding="utf-8")
-    partial.replace(place)
+    )  # fmt: skip
+    numbers = read(REPO / measured)
+    write(place, {k: numbers[k] for k in KEPT})
 
 
 def table(runs: list[dict[str, Any]], targets: dict[str, float]) -> str:
@@ -95,16 +85,12 @@ def main() -> None:
             place = args.results / name / f"{algorithm.lower()}_seed{seed}.json"
             if not place.is_file():
                 run(algorithm, seed, args, place)
-    runs = [json.loads(p.read_text(encoding="utf-8")) for p in sorted((args.results / name).glob("*.json"))]
-    text = table(runs, targets)
+    runs = [read(p) for p in sorted((args.results / name).glob("*.json"))]
     summary = {
         "command": "python -m benchmarks.arm_targets " + " ".join(sys.argv[1:]), "machine": machine(),
         "load": os.getloadavg()[0], "runs": runs,
     }  # fmt: skip
-    (args.results / f"{name}.md").write_text(text, encoding="utf-8")
-    json_file = args.json or args.results / f"{name}.json"
-    json_file.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print(text)
+    publish(args.results / f"{name}.md", args.json or args.results / f"{name}.json", table(runs, targets), summary)
 
 
 if __name__ == "__main__":

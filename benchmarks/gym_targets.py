@@ -5,13 +5,12 @@ again, so the command can be stopped and given again. At the end docs/results/gy
 """
 
 import argparse
-import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arm_targets import KEPT, REPO, RESULTS
+from benchmarks.arm_targets import KEPT
+from benchmarks.runs import RESULTS, publish, read, start, write
 from rl.data.statistics import bootstrap_mean
 from rl.training.provenance import machine
 
@@ -24,17 +23,12 @@ def run(name: str, seed: int, args: argparse.Namespace, place: Path) -> None:
     task, algorithm = name.split("/")
     directory = Path(args.runs).resolve() / place.stem
     measured = directory / "numbers.json"
-    print(f"--- {place.stem}", flush=True)
-    command = [
-        sys.executable, "-m", "rl.training.train_rl", "--task", task, "--algorithm", algorithm, "--seed", str(seed),
-        "--output_dir", str(directory), "--auto_resume", "--json", str(measured), *args.overrides,
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=REPO, check=False)
-    if done.returncode != 0:
-        raise SystemExit(done.returncode)
-    numbers = json.loads(measured.read_text(encoding="utf-8"))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text(json.dumps({k: numbers[k] for k in KEPT}, indent=1) + "\n", encoding="utf-8")
+    start(
+        "rl.training.train_rl", "--task", task, "--algorithm", algorithm, "--seed", str(seed), "--output_dir",
+        str(directory), "--auto_resume", "--json", str(measured), *args.overrides,
+    )  # fmt: skip
+    numbers = read(measured)
+    write(place, {k: numbers[k] for k in KEPT})
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
@@ -72,15 +66,12 @@ def main() -> None:
             if not place.is_file():
                 run(name, seed, args, place)
     found = {n: [place_of(args.results, n, s) for s in range(args.seeds)] for n in TARGETS}
-    runs = {n: [json.loads(p.read_text()) for p in places if p.is_file()] for n, places in found.items()}
+    runs = {n: [read(p) for p in places if p.is_file()] for n, places in found.items()}
     runs = {n: own for n, own in runs.items() if own}
-    text = table(runs)
-    (args.results / "gym_targets.md").write_text(text, encoding="utf-8")
     summary = {"command": "python -m benchmarks.gym_targets " + " ".join(sys.argv[1:]), "machine": machine()}
     data = summary | {"targets": TARGETS, "runs": runs}
     json_file = args.json or args.results / "gym_targets.json"
-    json_file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    print(text)
+    publish(args.results / "gym_targets.md", json_file, table(runs), data)
 
 
 def place_of(results: Path, name: str, seed: int) -> Path:

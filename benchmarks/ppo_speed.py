@@ -47,7 +47,7 @@ def ours(num_envs: int, hidden: list[int], device: str, seed: int, *overrides: s
     generator = torch.Generator(device).manual_seed(seed)
     actor = RolloutActor(cfg, policy, env.observation_space, env.action_space, num_envs, env.device, generator)
     ppo = PPO(cfg, policy, policy, make_optimizer(cfg, policy.parameters()), one, generator)
-    statistics = EpisodeStatistics(num_envs, device)
+    statistics = EpisodeStatistics(num_envs)
     actor.start(env.reset())
 
     def iteration() -> None:

@@ -8,21 +8,20 @@ given again. Writes docs/results/student_targets.{md,json}.
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.runs import RESULTS, publish, read, start
 from rl.data.statistics import bootstrap
 from rl.training.provenance import machine
 
-REPO = Path(__file__).resolve().parents[1]
-RESULTS = REPO / "docs" / "results"
 SCREEN = "environment.domain_randomization.noisy_screen=true"
 ALONE = "student.rewards.memory_divergence_weight=0"
-RETURNS = ("return_raw_disagreement", "return_raw_entropy", "return_raw_memory_divergence")
+SIZE = ("student.episodes_per_iteration=2", "training.num_threads=1")  # 16 episodes of 8 environments an update
+# Raw sums of an episode. Of the memory's potential the last value: what its rewards telescope to.
+RETURNS = ("return_raw_disagreement", "return_raw_entropy", "divergence_last")
 MEASURES = (
     "explore/wrist_voxels", "explore/objects_moved", "explore/objects_touched", "explore/distance_moved_m",
     "explore/novel_token_maps", "frame/disagreement",
@@ -30,29 +29,24 @@ MEASURES = (
 IN_VIEW = "explore/screen_in_view"
 
 
-def start(module: str, *arguments: str) -> None:
-    print("---", module, *arguments, flush=True)
-    done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=REPO, check=False)
-    if done.returncode != 0:
-        raise SystemExit(done.returncode)
-
-
-def explorer(args: argparse.Namespace, seed: int, name: str, *extra: str) -> dict[str, Any]:
+def explorer(
+    args: argparse.Namespace, seed: int, name: str, train_episodes: int, episodes: int, *extra: str
+) -> dict[str, Any]:
     """Trains and evaluates one; numbers are there when it was done before."""
     directory = Path(args.runs).resolve() / f"{name}_seed{seed}"
     numbers = directory / "evaluation.json"
     if not numbers.is_file():
         start(
             "rl.training.train_student_rl", "--teacher_path", args.teacher, "--output_dir", str(directory),
-            "--num_episodes", str(args.train_episodes), "--num_envs", str(args.num_envs), "--seed", str(seed),
+            "--num_episodes", str(train_episodes), "--num_envs", str(args.num_envs), "--seed", str(seed),
             "--auto_resume", "training.save_every=200", "training.video_save_every=0", "training.sample_save_every=0",
-            *extra, *args.overrides,
+            *SIZE, *extra, *args.overrides,
         )  # fmt: skip
         start(
             "rl.training.evaluate_rl", "--phase", "student", "--checkpoint", str(directory), "--episodes",
-            str(args.episodes), "--json", str(numbers), f"training.num_threads={args.threads}",
+            str(episodes), "--json", str(numbers), "training.num_threads=1", "evaluation.unfamiliar_episodes=0",
         )  # fmt: skip
-    data = json.loads(numbers.read_text(encoding="utf-8"))
+    data = read(numbers)
     return {
         "against_random": data["baseline"]["comparison"], "totals": data["totals"], "risen": risen(directory),
         "speed": speed(directory),
@@ -104,7 +98,8 @@ def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
         against = row["explorer"]["against_random"]
         out.append(f"| {row['seed']} | {' | '.join(said(against[m]['ratio']) for m in MEASURES)} |")
     out += [
-        "", "Raw intrinsic return of an episode, first and last fifth of training, 95 % interval of the rise:", "",
+        "", "Raw intrinsic return of an episode (sums over its steps; of the memory divergence the last value), first "
+        "and last fifth of training, 95 % interval of the rise:", "",
         "| seed | return | first | last | rise |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
@@ -123,7 +118,8 @@ def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
         out.append(f"| {row['seed']} | {v['env_steps_per_s']:.1f} | {' | '.join(f'{v[n]:.1f}' for n in times)} |")
     if any("screen" in row for row in rows):
         out += [
-            "", "Share of the wrist camera's view that the noisy screen fills (no hiding assumed), by reward:", "",
+            "", f"Share of the wrist camera's view that the noisy screen fills (no hiding assumed), by reward, after "
+            f"{args.screen_train_episodes} episodes, {args.screen_episodes} held-out ones:", "",
             "| seed | reward | explorer | explorer - random |", "|---|---|---|---|",
         ]  # fmt: skip
         for row in rows:
@@ -136,8 +132,9 @@ def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
 def screen(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     runs = {}
     for kind in ("entropy", "disagreement"):
-        run = explorer(args, seed, f"screen_{kind}", SCREEN, ALONE, f"student.rewards.uncertainty={kind}")
-        numbers = json.loads((Path(args.runs) / f"screen_{kind}_seed{seed}" / "evaluation.json").read_text("utf-8"))
+        extra = ("--mixed_precision", "bf16", SCREEN, ALONE, f"student.rewards.uncertainty={kind}")
+        run = explorer(args, seed, f"screen_{kind}", args.screen_train_episodes, args.screen_episodes, *extra)
+        numbers = read(Path(args.runs) / f"screen_{kind}_seed{seed}" / "evaluation.json")
         runs[kind] = run | {"screen_in_view": numbers["measures"][IN_VIEW]["mean"]}
     return runs
 
@@ -146,26 +143,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train_episodes", type=int, default=800)
-    parser.add_argument("--num_envs", type=int, default=2)
-    parser.add_argument("--episodes", type=int, default=40)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--train_episodes", type=int, default=480)
+    parser.add_argument("--num_envs", type=int, default=8)
+    parser.add_argument("--episodes", type=int, default=40, help="held-out ones")
     parser.add_argument("--screen", action="store_true", help="also train in front of a noisy screen")
+    parser.add_argument("--screen_train_episodes", type=int, default=240)
+    parser.add_argument("--screen_episodes", type=int, default=16, help="held-out ones")
     parser.add_argument("--runs", default="outputs/student_targets")
     parser.add_argument("overrides", nargs="*", help="block.key=value for every run")
     args = parser.parse_args()
     rows = []
     for seed in range(args.seeds):
-        row: dict[str, Any] = {"seed": seed, "explorer": explorer(args, seed, "explorer")}
+        row: dict[str, Any] = {
+            "seed": seed,
+            "explorer": explorer(args, seed, "explorer", args.train_episodes, args.episodes),
+        }
         if args.screen:
             row["screen"] = screen(args, seed)
         rows.append(row)
-        RESULTS.mkdir(parents=True, exist_ok=True)
         data = {"command": vars(args), "machine": machine(), "runs": rows}
-        (RESULTS / "student_targets.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        text = table(rows, args)
-        (RESULTS / "student_targets.md").write_text(text, encoding="utf-8")
-        print(text)
+        place = RESULTS / "student_targets.json"
+        publish(place.with_suffix(".md"), place, table(rows, args), data)
 
 
 if __name__ == "__main__":

@@ -17,18 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from rl.algorithms.guarded_step import Total, guarded_step
+from rl.algorithms.replay_learner import ReplayLearner, ReplayNetworks
 from rl.config import ActorReduce, DiffusionConfig, TargetReduce
 from rl.data.replay import ReplayBatch
 from rl.models.ddpm import Diffusion
 from rl.models.dit import DiffusionTransformer, repeat
-from rl.models.features import Features, shift_pictures
+from rl.models.features import Features
 from rl.models.q_networks import CriticEnsemble
 from rl.models.running_norm import ObservationNormalizer
 from rl.types import TensorTree
 
 
-class DiffusionNetworks(nn.Module):
-    """Everything a checkpoint of the policy holds. Where there are pictures the critics train the encoder."""
+class DiffusionNetworks(ReplayNetworks):
+    """Where there are pictures the critics train the encoder."""
 
     greedy_noise: Tensor
 
@@ -54,9 +55,6 @@ class DiffusionNetworks(nn.Module):
         self.mean_of_critics = cfg.actor_reduce is ActorReduce.mean
         # What the deterministic policy draws its actions from, the same for every state.
         self.register_buffer("greedy_noise", torch.randn(cfg.denoising_steps, cfg.eval_samples, action_dim))
-
-    def normalize(self, observation: TensorTree) -> TensorTree:
-        return observation if self.normalizer is None else self.normalizer(observation)
 
     def draw(self, actor: DiffusionTransformer, features: Tensor, noises: Tensor) -> Tensor:
         """(B, K, A) actions for features (B, F) from noises (P, B, K, A)."""
@@ -103,7 +101,7 @@ class SingleDraw(nn.Module):
         return nets._fixed_draw(nets.features(nets.normalize(observation)), nets.greedy_noise[:, :1])[:, 0]
 
 
-class DiffusionPolicy:
+class DiffusionPolicy(ReplayLearner):
     """Losses and updates; actions in [-1, 1]. `update(batch)` is one gradient step of everything that is due."""
 
     def __init__(
@@ -111,19 +109,19 @@ class DiffusionPolicy:
         generator: torch.Generator | None = None, autocast: torch.dtype | None = None,
         total: Total | None = None, world_size: int = 1,
     ) -> None:  # fmt: skip
-        """As `rl.algorithms.sac.SAC`. Raises ValueError for settings nothing can train with."""
+        """For the rest see `ReplayLearner`. Raises ValueError for settings nothing can train with."""
         check(cfg)
-        self.cfg, self.device, self.generator, self.autocast = cfg, torch.device(device), generator, autocast
-        self.action_dim, self.world_size = action_dim, world_size
-        self._total = total if world_size > 1 else None
-        self.networks = nets = DiffusionNetworks(cfg, observation_space, action_dim, self.device).to(self.device)
+        self.cfg, device = cfg, torch.device(device)
+        self.networks = nets = DiffusionNetworks(cfg, observation_space, action_dim, device).to(device)
         critic = [*nets.critic.parameters(), *nets.features.parameters()]
-        self.optimizers: dict[str, torch.optim.Optimizer] = {
+        optimizers = {
             "critic": torch.optim.Adam(critic, cfg.critic_lr, fused=True),
             "actor": torch.optim.Adam(nets.actor.parameters(), cfg.actor_lr, fused=True),
         }
-        self._rates = {"critic": cfg.critic_lr, "actor": cfg.actor_lr}
-        self.updates, self.progress = 0, 0.0
+        super().__init__(
+            cfg, nets, optimizers, cfg.lr_final_fraction, action_dim, device, generator, autocast, total, world_size
+        )
+        self.progress = 0.0
 
     # --- acting ----------------------------------------------------------------------------------------------------
 
@@ -153,28 +151,12 @@ class DiffusionPolicy:
             return actions[:, 0]
         return chosen(actions, self.networks.worth(critic, features, actions))
 
-    def observe(self, observation: TensorTree, valid: Tensor | None = None) -> None:
-        """Takes what the environments showed into the running statistics, if there are any."""
-        if self.networks.normalizer is not None:
-            self.networks.normalizer.update(observation, valid)
-
-    def share_statistics(self) -> None:
-        """Collective: the running statistics become those of all ranks."""
-        if self.networks.normalizer is not None and self._total is not None:
-            self.networks.normalizer.share(self._total)
-
-    def _noise(self, *rows: int) -> Tensor:
-        return torch.randn(*rows, self.action_dim, generator=self.generator, device=self.device)
-
     # --- learning --------------------------------------------------------------------------------------------------
 
     def set_progress(self, share: float) -> float:
         """Learning rates, noise and entropy weight for what follows; `share` of the run that is done."""
         self.progress = min(max(share, 0.0), 1.0)
-        factor = 1 - (1 - self.cfg.lr_final_fraction) * self.progress
-        for name, optimizer in self.optimizers.items():
-            optimizer.param_groups[0]["lr"] = self._rates[name] * factor
-        return self._rates["actor"] * factor
+        return super().set_progress(share)
 
     def update(self, batch: ReplayBatch) -> dict[str, Tensor]:
         """One critic step and, every `actor_delay` updates, one actor step; scalars on the device.
@@ -182,11 +164,8 @@ class DiffusionPolicy:
         Where a gradient is not finite that step changes nothing; `finite` is 0 then, on all ranks.
         """
         cfg, nets = self.cfg, self.networks
+        now, after = self._observations(batch)
         with torch.no_grad():
-            now, after = (
-                nets.normalize(shift_pictures(x, cfg.random_shift, self.generator))
-                for x in (batch.observation, batch.next_observation)
-            )
             features = nets.features(after)
             drawn = self._draw(features, cfg.train_samples, cfg.train_passes)
         with self._precision():
@@ -206,9 +185,6 @@ class DiffusionPolicy:
         self._follow(nets.features, nets.target_features, cfg.tau)
         self.updates += 1
         return metrics | {"finite": finite}
-
-    def _precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
     def _critic_loss(
         self, now: TensorTree, batch: ReplayBatch, after: TensorTree, drawn: Tensor
@@ -274,14 +250,11 @@ class DiffusionPolicy:
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, object]:
-        """What `networks.state_dict()` lacks to continue exactly."""
-        optimizers = {k: o.state_dict() for k, o in self.optimizers.items()}
-        return {"optimizers": optimizers, "updates": self.updates, "progress": self.progress}
+        return super().state_dict() | {"progress": self.progress}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        for name, saved in cast(dict[str, dict], state["optimizers"]).items():
-            self.optimizers[name].load_state_dict(saved)
-        self.updates, self.progress = cast(int, state["updates"]), cast(float, state["progress"])
+        super().load_state_dict(state)
+        self.progress = cast(float, state["progress"])
 
 
 def check(cfg: DiffusionConfig) -> None:

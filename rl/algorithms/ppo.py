@@ -24,7 +24,7 @@ from rl.config import (
     PPOConfig,
     ValueLoss,
 )
-from rl.data.rollout import minibatch_indices, tree_flat, tree_index
+from rl.data.rollout import fixed_sizes, minibatch_indices, tree_flat, tree_index
 from rl.models.actor_critic import ActorCritic, Evaluation
 from rl.models.recurrent import State
 from rl.types import TensorTree
@@ -44,6 +44,16 @@ class Parallel(Protocol):
     def total(self, vector: Tensor) -> Tensor: ...
 
 
+def clip_grad_norm(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+    """`nn.utils.clip_grad_norm_`, bit for bit, for gradients of one device and dtype, in half the time where few."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
 class SingleProcess:
     """`Parallel` of one process without a launcher, in full precision."""
 
@@ -59,7 +69,7 @@ class SingleProcess:
         loss.backward()
 
     def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-        return nn.utils.clip_grad_norm_(list(parameters), max_norm)
+        return clip_grad_norm(parameters, max_norm)
 
     def total(self, vector: Tensor) -> Tensor:
         return vector
@@ -168,11 +178,12 @@ class PPO:
         size = max(1, cfg.minibatch_size // T) if by_environment else cfg.minibatch_size
         if cfg.minibatch_size == 0:
             size = rows // cfg.num_minibatches
-        drop_last = cfg.minibatch_size == 0
+        sizes = fixed_sizes(rows, size, drop_last=cfg.minibatch_size == 0)
+        kind = Minibatches.contiguous if size >= rows else cfg.minibatches  # one whole batch needs no order
         take = self._take_environments if by_environment else self._take_rows
         kept: tuple[list[Tensor], list[Minibatch]] | None = None
         repeats = cfg.minibatches in (Minibatches.one_permutation, Minibatches.contiguous)
-        for indices in minibatch_indices(cfg.minibatches, rows, size, cfg.n_epochs, self.generator, drop_last):
+        for indices in minibatch_indices(kind, rows, sizes, cfg.n_epochs, self.generator):
             if repeats and cfg.n_epochs > 1:
                 if kept is None or kept[0] is not indices:
                     kept = (indices, [take(batch, i) for i in indices])
@@ -310,7 +321,8 @@ class PPO:
             self._clipped = self.policy.actor_parameters(), self.policy.critic_parameters()
         actor = self.parallel.clip_grad_norm(self._clipped[0], self.cfg.max_grad_norm)
         # A second call through `parallel` would unscale the gradients of fp16 twice.
-        critic = nn.utils.clip_grad_norm_(self._clipped[1], self.cfg.max_grad_norm)
+        again = clip_grad_norm if self.parallel.world_size == 1 else nn.utils.clip_grad_norm_
+        critic = again(self._clipped[1], self.cfg.max_grad_norm)
         return (actor.square() + critic.square()).sqrt()
 
     # --- schedules -------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from torch import Generator, Tensor
 
 from rl.algorithms.ppo_losses import Total, normalize_advantages
 from rl.config import AdvantageNorm, ObservationNorm, PPOConfig, TimeoutBootstrap
-from rl.data.returns import gae, next_values
 from rl.data.rollout import RolloutStorage, tree_flat, tree_index
 from rl.models.action_map import ActionMap
 from rl.models.actor_critic import ActorCritic
@@ -57,7 +56,6 @@ class RolloutActor:
             self.reward_norm = RewardNormalizer(num_envs, cfg.gamma, cfg.reward_clip).to(device)
         self.state = policy.initial_state(num_envs)
         self.begins = torch.ones(num_envs, dtype=torch.bool, device=device)
-        self._begin()
 
     # --- acting ----------------------------------------------------------------------------------------------------
 
@@ -122,9 +120,12 @@ class RolloutActor:
             return
         rows = (step.truncated & ~step.terminated & step.valid).nonzero()[:, 0]
         if len(rows):
-            state = None if self.state is None else (self.state[0][:, rows], self.state[1][:, rows])
             final = self._normalized(tree_index(step.next_observation, rows))
-            self._final.append((self.storage.length - 1, rows, final, state))
+            if self.state is None:
+                self.storage.cut(rows, observation=final)
+            else:
+                h, c = (x[:, rows].transpose(0, 1) for x in self.state)
+                self.storage.cut(rows, observation=final, state={"h": h, "c": c})
 
     # --- from rollout to batch -------------------------------------------------------------------------------------
 
@@ -142,20 +143,16 @@ class RolloutActor:
             else:
                 values = self.policy.value(tree_flat(observation)).reshape(T, E)
             last = self.policy.value(self._waiting, self.state, self.begins)
-            index, final_values = self._final_values()
-        after = next_values(values, last, index, final_values)
-        advantages, returns = gae(
-            s["reward"], values, after, s["terminated"], s["truncated"], s["valid"], cfg.gamma, cfg.gae_lambda,
-            cfg.timeout_bootstrap,
-        )  # fmt: skip
-        weights = None if bool(s["valid"].all()) else s["valid"].float()
+            cut = self._cut_values()
+        advantages, returns = s.advantages(values, last, cut, cfg.gamma, cfg.gae_lambda, cfg.timeout_bootstrap)
+        weights = s.weights
         if cfg.advantage_norm is AdvantageNorm.rollout:
             advantages = normalize_advantages(advantages, weights, total)
         batch = Batch(
             observation, s["actions"], d.log_prob(s["out"], s["actions"]), advantages, returns, values, weights,
             s["out"], d.scale(), self._first_state, s["begins"] if self.policy.recurrent else None,
         )  # fmt: skip
-        self._begin()
+        s.begin()
         return batch
 
     def end_update(self, total: Total) -> None:
@@ -169,27 +166,18 @@ class RolloutActor:
             self.reward_norm.norm.share(total)
         self._waiting = self._normalized(self._raw)
 
-    def _begin(self) -> None:
-        self.storage.begin()
-        self._final: list[tuple[int, Tensor, TensorTree, State | None]] = []
-
-    def _final_values(self) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """(t, e) of episodes that time cut and the values of their last observations."""
-        if not self._final:
-            nothing = torch.empty(0, dtype=torch.long, device=self.device)
-            return (nothing, nothing), torch.empty(0, device=self.device)
-        times, rows, observations, states = zip(*self._final, strict=True)
-        t = torch.cat([torch.full_like(r, i) for i, r in zip(times, rows, strict=True)])
-        first = observations[0]
-        if isinstance(first, Tensor):
-            observation: TensorTree = torch.cat(observations)
-        else:
-            observation = {k: torch.cat([o[k] for o in observations]) for k in first}
+    def _cut_values(self) -> Tensor:
+        """(n,) values of the last observations of episodes that time cut."""
+        final = self.storage.cut_states()
+        if not final:
+            return torch.empty(0, device=self.device)
+        begins = torch.zeros_like(self.storage.cut_index[1], dtype=torch.bool)
         state = None
-        if states[0] is not None:
-            state = (torch.cat([s[0] for s in states], 1), torch.cat([s[1] for s in states], 1))
-        begins = torch.zeros(len(t), dtype=torch.bool, device=self.device)
-        return (t, torch.cat(rows)), self.policy.value(observation, state, begins)
+        if self.policy.recurrent:
+            h_c = final["state"]
+            assert isinstance(h_c, dict)
+            state = h_c["h"].transpose(0, 1).contiguous(), h_c["c"].transpose(0, 1).contiguous()
+        return self.policy.value(final["observation"], state, begins)
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -5,9 +5,7 @@ Letters: N critics, B batch, A action dims.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
-from typing import cast
 
 import gymnasium as gym
 import torch
@@ -16,9 +14,10 @@ from torch import Tensor, nn
 from rl.algorithms.compiled import compiled
 from rl.algorithms.flat_parameters import FlatParameters
 from rl.algorithms.guarded_step import Stepped, Total, step_with
+from rl.algorithms.replay_learner import ReplayLearner, ReplayNetworks
 from rl.config import ActorReduce, AlphaOn, CriticHead, LogStdMode, NetworkNorm, SACConfig, SACOptimizer, TargetReduce
 from rl.data.replay import ReplayBatch
-from rl.models.features import Features, shift_pictures
+from rl.models.features import Features
 from rl.models.q_networks import CriticEnsemble, Value
 from rl.models.running_norm import ObservationNormalizer
 from rl.models.tanh_gaussian import Gaussian, TanhGaussianActor, sample
@@ -40,8 +39,8 @@ class QFunction(nn.Module):
         return self.head(self.features(observation), action)
 
 
-class SACNetworks(nn.Module):
-    """Everything a checkpoint of the policy holds. Where there are pictures the critics train the encoder."""
+class SACNetworks(ReplayNetworks):
+    """Where there are pictures the critics train the encoder."""
 
     def __init__(self, cfg: SACConfig, observation_space: gym.Space, action_dim: int) -> None:
         super().__init__()
@@ -65,9 +64,6 @@ class SACNetworks(nn.Module):
         self.target = deepcopy(self.critic).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(math.log(cfg.alpha_init)))
 
-    def normalize(self, observation: TensorTree) -> TensorTree:
-        return observation if self.normalizer is None else self.normalizer(observation)
-
     def policy(self, observation: TensorTree) -> Gaussian:
         """For raw observations."""
         return self.actor(self.critic.features(self.normalize(observation)))
@@ -77,7 +73,7 @@ class SACNetworks(nn.Module):
         return torch.tanh(self.policy(observation).mean)
 
 
-class SAC:
+class SAC(ReplayLearner):
     """Losses and updates. `update(batch)` is one gradient step of everything that is due."""
 
     def __init__(
@@ -85,29 +81,25 @@ class SAC:
         generator: torch.Generator | None = None, autocast: torch.dtype | None = None,
         total: Total | None = None, world_size: int = 1,
     ) -> None:  # fmt: skip
-        """generator: of the noise in losses and actions. total: collective sum of a vector over `world_size` ranks.
-
-        autocast: dtype of the forward passes, None for float32. Raises ValueError for settings nothing can train with.
-        """
+        """For the rest see `ReplayLearner`. Raises ValueError for settings nothing can train with."""
         check(cfg)
-        self.cfg, self.device, self.generator, self.autocast = cfg, torch.device(device), generator, autocast
-        self.action_dim, self.world_size = action_dim, world_size
-        self._total = total if world_size > 1 else None
-        self.networks = nets = SACNetworks(cfg, observation_space, action_dim).to(self.device)
+        self.cfg, device = cfg, torch.device(device)
+        self.networks = nets = SACNetworks(cfg, observation_space, action_dim).to(device)
         ratio = -cfg.target_entropy_ratio * action_dim
         self.target_entropy = ratio if cfg.target_entropy is None else cfg.target_entropy
         self._flat = {"actor": FlatParameters(nets.actor), "critic": FlatParameters(nets.critic)}
         self._fast, self._slow = self._flat["critic"].vector, FlatParameters(nets.target).vector
-        self.optimizers = {
+        optimizers = {
             "actor": self._optimizer(self._flat["actor"].vector, cfg.actor_lr, cfg.weight_decay),
             "critic": self._optimizer(self._flat["critic"].vector, cfg.critic_lr, cfg.weight_decay),
             "alpha": self._optimizer(nets.log_alpha, cfg.alpha_lr, 0.0),
         }
-        self._rates = {name: o.param_groups[0]["lr"] for name, o in self.optimizers.items()}
-        self.updates = 0
+        super().__init__(
+            cfg, nets, optimizers, cfg.lr_final_fraction, action_dim, device, generator, autocast, total, world_size
+        )
         self._losses = self._critic_loss, self._actor_loss
         if cfg.compile:
-            critic, actor = (compiled(loss, cfg.compile_mode, self.device, "sac") for loss in self._losses)
+            critic, actor = (compiled(loss, cfg.compile_mode, device, "sac") for loss in self._losses)
             self._losses = critic, actor
 
     def _optimizer(self, parameter: nn.Parameter, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -126,27 +118,7 @@ class SAC:
         policy = self.networks.policy(observation)
         return sample(policy, self._noise(len(policy.mean)))[0]
 
-    def observe(self, observation: TensorTree, valid: Tensor | None = None) -> None:
-        """Takes what the environments showed into the running statistics, if there are any."""
-        if self.networks.normalizer is not None:
-            self.networks.normalizer.update(observation, valid)
-
-    def share_statistics(self) -> None:
-        """Collective: the running statistics become those of all ranks."""
-        if self.networks.normalizer is not None and self._total is not None:
-            self.networks.normalizer.share(self._total)
-
-    def _noise(self, rows: int) -> Tensor:
-        return torch.randn(rows, self.action_dim, generator=self.generator, device=self.device)
-
     # --- learning --------------------------------------------------------------------------------------------------
-
-    def set_progress(self, share: float) -> float:
-        """Learning rates for the next updates; `share` of the run that is done. Returns the actor's."""
-        factor = 1 - (1 - self.cfg.lr_final_fraction) * min(max(share, 0.0), 1.0)
-        for name, optimizer in self.optimizers.items():
-            optimizer.param_groups[0]["lr"] = self._rates[name] * factor
-        return self._rates["actor"] * factor
 
     def update(self, batch: ReplayBatch) -> dict[str, Tensor]:
         """One critic step, and as often as `policy_delay` says one of actor and temperature; scalars on the device.
@@ -154,11 +126,8 @@ class SAC:
         Where a gradient is not finite that step changes nothing; `finite` is 0 then, on all ranks.
         """
         cfg, nets = self.cfg, self.networks
+        now, after = self._observations(batch)
         with torch.no_grad():
-            now, after = (
-                nets.normalize(shift_pictures(x, cfg.random_shift, self.generator))
-                for x in (batch.observation, batch.next_observation)
-            )
             alpha = nets.log_alpha.exp()
         rows, (critic_loss, actor_loss) = len(batch.reward), self._losses
         with self._precision():
@@ -207,9 +176,6 @@ class SAC:
         q = q_NB.amin(0) if self.cfg.actor_reduce is ActorReduce.min else q_NB.mean(0)
         return (alpha * log_prob - q).mean(), log_prob.detach()
 
-    def _precision(self) -> AbstractContextManager[object]:
-        return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
-
     def _alpha_step(self, log_prob: Tensor) -> dict[str, Tensor]:
         """The loss is -log_alpha * mean(log_prob + target entropy)."""
         gradient = -(log_prob.mean() + self.target_entropy)
@@ -248,17 +214,6 @@ class SAC:
                 "lower sac.reward_scale, or widen sac.network.v_min and v_max"
             )
         return None
-
-    # --- checkpoints -----------------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, object]:
-        """What `networks.state_dict()` lacks to continue exactly."""
-        return {"optimizers": {k: o.state_dict() for k, o in self.optimizers.items()}, "updates": self.updates}
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        for name, saved in cast(dict[str, dict], state["optimizers"]).items():
-            self.optimizers[name].load_state_dict(saved)
-        self.updates = cast(int, state["updates"])
 
 
 def check(cfg: SACConfig) -> None:

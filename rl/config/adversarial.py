@@ -19,8 +19,8 @@ class Player(StrEnum):
 class AdversarialReplayConfig:
     """What the world model trains on; the share that is neither random nor past is the explorer's."""
 
-    random_share: float = 0.3  # of the windows of an update: episodes of random actions
-    past_share: float = 0.2  # episodes of past explorers
+    random_share: float = 0.5  # of the windows of an update: episodes of random actions
+    past_share: float = 0.1  # episodes of past explorers
     random_episodes: int = 120  # kept, over all processes
     past_episodes: int = 120
     adversarial_episodes: int = 240
@@ -73,7 +73,7 @@ class AdversarialConfig:
     warmup_player: Player = Player.world_model
     wm_updates_per_iter: int = 20
     explorer_updates_per_iter: int = 4  # epochs of PPO on the episodes of the iteration (instead of student.ppo.epochs)
-    wm_learning_rate: float = 3e-4
+    wm_learning_rate: float = 1.5e-4
     wm_min_learning_rate: float = 1e-5
     wm_warmup_updates: int = 50
     wm_max_grad_norm: float = 1.0

@@ -45,24 +45,26 @@ class FlowPolicyConfig:
 class FlowPPOConfig:
     """PPO of the explorer. A row is one decision (a chunk)."""
 
-    epochs: int = 4
+    epochs: int = 1
     minibatches: int = 4  # of an epoch and process; whole episodes, so at most the episodes of an iteration
     gamma: float = 0.95  # per decision
-    gae_lambda: float = 0.95
+    gae_lambda: float = 0.3  # the value head explains most of the return; longer sums add noise
     clip_range: float = 0.2
     value_clip: float | None = None
     value_coef: float = 0.5
+    value_epochs: int = 16  # of the value head alone, after those of the policy (also when kl_stop has ended them)
     entropy_coef: float = 0.0  # acts on Flow-Noise only: the std of Flow-SDE is fixed
-    kl_stop: float | None = 0.05  # ends the update when approx_kl of a minibatch exceeds it
+    # Ends the update when approx_kl of a minibatch exceeds it. Of the whole chain: denoise steps x action dims.
+    kl_stop: float | None = 2.0
 
 
 @dataclass
 class StudentConfig:
     output_dir: str = "./outputs/student_rl"
-    learning_rate: float = 5e-5
+    learning_rate: float = 2e-4
     value_learning_rate: float = 1e-3
-    min_learning_rate: float = 1e-5
-    episodes_per_iteration: int = 4  # of every environment between two updates
+    min_learning_rate: float = 5e-5
+    episodes_per_iteration: int = 4  # of every environment between two updates; 16 episodes in all learn well
     chunk_exec_steps: int = 1  # actions of a chunk that are carried out
     value_hidden: int = 128
     rewards: StudentRewardsConfig = field(default_factory=StudentRewardsConfig)
@@ -92,6 +94,7 @@ def check_explorer(student: StudentConfig) -> None:
         ("value_hidden", student.value_hidden, 1),
         ("flow.num_steps", f.num_steps, 1),
         ("ppo.epochs", p.epochs, 1),
+        ("ppo.value_epochs", p.value_epochs, 0),
         ("ppo.minibatches", p.minibatches, 1),
     ]:
         if count < least:

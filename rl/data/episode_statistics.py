@@ -6,6 +6,7 @@ Letters: E environments.
 from collections import deque
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,27 +16,21 @@ from rl.types import VectorStep
 class EpisodeStatistics:
     """`add` every vector step, `flush` when the numbers are wanted. Rows that are not valid do not count."""
 
-    def __init__(self, num_envs: int, device: torch.device | str, window: int = 100) -> None:
+    def __init__(self, num_envs: int, window: int = 100) -> None:
         """window: how many of the newest episodes the means are over."""
         self.returns: deque[float] = deque(maxlen=window)
         self.lengths: deque[float] = deque(maxlen=window)
         self.successes: deque[float] = deque(maxlen=window)
         self.episodes = 0  # finished since the run began
         self._lost: list[Tensor] = []  # environments lost in each step since `losses` was asked
-        self._return = torch.zeros(num_envs, device=device)
-        self._length = torch.zeros(num_envs, device=device)
-        self._pending: list[Tensor] = []  # (5, E): ended, return, length, success, valid
+        self._return = np.zeros(num_envs, np.float32)
+        self._length = np.zeros(num_envs, np.float32)
+        # Of each step since `flush`: reward, terminated, truncated, valid, success. Kept as they are (environments hand
+        # out fresh tensors), because a dozen small operations a step are as long as acting.
+        self._pending: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]] = []
 
     def add(self, step: VectorStep) -> None:
-        valid = step.valid
-        self._return = self._return + torch.where(valid, step.reward, 0.0)
-        self._length = self._length + valid
-        ended = (step.terminated | step.truncated) & valid
-        success = step.infos["success"].float() if "success" in step.infos else torch.full_like(self._return, torch.nan)
-        self._pending.append(torch.stack([ended.float(), self._return, self._length, success, valid.float()]))
-        begun = ended | ~valid  # the episode of a row that is no transition is dropped
-        self._return = torch.where(begun, 0.0, self._return)
-        self._length = torch.where(begun, 0.0, self._length)
+        self._pending.append((step.reward, step.terminated, step.truncated, step.valid, step.infos.get("success")))
         if step.lost is not None:
             self._lost.append(step.lost.sum())
 
@@ -48,22 +43,32 @@ class EpisodeStatistics:
         return {"environment_failures": float(count)}
 
     def begin(self) -> None:
-        """All environments were reset: unfinished episodes are forgotten."""
-        self._return, self._length = torch.zeros_like(self._return), torch.zeros_like(self._length)
+        """All environments were reset: unfinished episodes are forgotten. Call `flush` first."""
+        assert not self._pending
+        self._return[:] = self._length[:] = 0
 
     def flush(self) -> int:
         """Takes in what `add` has gathered; returns how many transitions that were."""
         if not self._pending:
             return 0
-        rows = torch.stack(self._pending).cpu()  # (steps, 5, E)
+        rewards, terminated, truncated, valid, successes = zip(*self._pending, strict=True)
+        success = [torch.full_like(rewards[0], torch.nan) if s is None else s.float() for s in successes]
+        flags = [torch.stack(f).float() for f in (terminated, truncated, valid)]
+        rows = torch.stack([torch.stack(rewards), *flags, torch.stack(success)], 1).cpu().numpy()  # (steps, 5, E)
         self._pending = []
-        for row in rows:
-            for e in row[0].nonzero()[:, 0].tolist():
-                self.returns.append(float(row[1, e]))
-                self.lengths.append(float(row[2, e]))
-                self.successes.append(float(row[3, e]))
+        for reward, *ends, real, success_E in rows:
+            counts = real > 0
+            self._return += np.where(counts, reward, np.float32(0))
+            self._length += counts
+            ended = (ends[0] + ends[1] > 0) & counts
+            for e in ended.nonzero()[0]:
+                self.returns.append(float(self._return[e]))
+                self.lengths.append(float(self._length[e]))
+                self.successes.append(float(success_E[e]))
                 self.episodes += 1
-        return int(rows[:, 4].sum())
+            begun = ended | ~counts  # the episode of a row that is no transition is dropped
+            self._return[begun] = self._length[begun] = 0
+        return int(rows[:, 3].sum())
 
     def means(self) -> dict[str, float]:
         """return, length and success over the window; NaN before the first episode and where success is not told."""
@@ -75,7 +80,7 @@ class EpisodeStatistics:
         assert not self._pending
         return {
             "recent": [list(self.returns), list(self.lengths), list(self.successes)], "episodes": self.episodes,
-            "return": self._return.clone(), "length": self._length.clone(),
+            "return": torch.tensor(self._return), "length": torch.tensor(self._length),
         }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -83,5 +88,4 @@ class EpisodeStatistics:
             own.clear()
             own.extend(saved)
         self.episodes = state["episodes"]
-        self._return = state["return"].to(self._return.device)
-        self._length = state["length"].to(self._length.device)
+        self._return[:], self._length[:] = state["return"].numpy(), state["length"].numpy()

@@ -60,6 +60,23 @@ def reward_components(
     return components | {kind: sum_over_decisions(x, chunk) for kind, x in uncertainty.items()}
 
 
+def credited_reward(
+    rewards: StudentRewardsConfig, reward_EN: Tensor, scaled_EN: Tensor, last_potential_E: Tensor, gamma: float
+) -> Tensor:
+    """`reward_EN` with its potential part told as what it telescopes to: gamma * Phi(s_N), all at the last decision.
+
+    The potential of every other state cancels out of a return but for -Phi(s_t), which no later action changes: it is
+    a baseline, known exactly, that the value head cannot know (it sees one camera). Taking it out leaves the gradient
+    in expectation and removes most of its noise.
+
+    reward_EN: total. scaled_EN: its potential part as it went in, unweighted. last_potential_E: Phi(s_N) in the same
+    scale.
+    """
+    credited = reward_EN - rewards.memory_divergence_weight * scaled_EN
+    credited[:, -1] += rewards.memory_divergence_weight * gamma * last_potential_E
+    return credited
+
+
 class ReturnScale:
     """Running std of the discounted return of each component (Burda et al. 2019), over all that was ever seen.
 

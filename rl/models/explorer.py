@@ -61,11 +61,6 @@ class Prefix:
     def rows(self, index: Tensor | slice) -> "Prefix":
         return Prefix(*(getattr(self, f.name)[index] for f in fields(self)))
 
-    @staticmethod
-    def join(parts: Sequence["Prefix"]) -> "Prefix":
-        """One after the other along B."""
-        return Prefix(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Prefix)))
-
 
 class ValueHead(nn.Module):
     """Value of a decision from its features, which nothing here trains."""

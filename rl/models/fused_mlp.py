@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from rl.models.linear import product, usable, weight_gradient
 
@@ -120,6 +121,7 @@ class _Apply(torch.autograd.Function):
         return torch.stack(outputs) if mlp.ensemble else outputs[0]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         mlp, relu, members, kept = ctx.saved
         inputs, count = ctx.needs_input_grad[0], len(ctx.needs_input_grad) - 2

@@ -71,5 +71,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is None or x.dim() != 2 or not usable(x):
             return F.linear(x, self.weight, self.bias)
+        if not torch.is_grad_enabled():  # an autograd function of our own costs as much as a small layer
+            return product(x, self.weight, self.bias)
         result: Tensor = _OneDNNLinear.apply(x, self.weight, self.bias)
         return result

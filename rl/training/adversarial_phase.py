@@ -118,7 +118,7 @@ class AdversarialPhase:
         line |= self._keep_explorers_episodes()
         line |= self._signs_of_collapse(line)
         if not self.trains(Player.explorer):
-            self.explorer.rounds = []
+            self.explorer.rollout.free()
         line["env_steps_per_s"] = steps / (time.monotonic() - start)
         return line | {"env_steps": steps}
 
@@ -154,8 +154,9 @@ class AdversarialPhase:
         t, pool = self.cfg.training, self.explorer.pool
         with pool.acting(pool.choose(t.seed, self.ctx.rank, number)):
             records = self.collector.collect_steps(t.num_envs * t.steps_per_episode, self.explorer.act)
-            acted = self.explorer.act.finish(records)
-        return [self.data.encode(record, index + e, acted.wrist(e)) for e, record in enumerate(records)]
+            self.explorer.act.finish(records)
+        wrist = self.explorer.act.wrist
+        return [self.data.encode(record, index + e, wrist(e)) for e, record in enumerate(records)]
 
     def _keep_explorers_episodes(self) -> dict[str, float]:
         """What the explorer just played goes into the replay with what is new about it; signs of a collapse."""

@@ -1,14 +1,13 @@
 """The explorer as a source of actions: looks, remembers and draws for all environments of a process at once.
 
-What it decided is kept as an `ActedEpisodes`, from which PPO learns. Evaluation uses the same class and forgets it.
+What it decides goes into the rollout PPO learns from, if one is given. Evaluation uses the same class and gives none.
 Letters: E environments, T steps, N decisions of an episode, O history slots, L tokens, Q actions of a chunk, A padded
 action dims.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -17,32 +16,14 @@ import torch
 from torch import Tensor
 
 from f1_vla.batch import F1Batch, FrameFeatures
-from f1_vla.flow_likelihood import Chain
 from f1_vla.text import encode_instruction
+from rl.data.rollout import RolloutStorage
 from rl.models.explorer import Explorer, Prefix
 from rl.normalizers import Normalizer
 from rl.training.seeds import seed_for
 from rl.types import EpisodeRecord
 
 Observations = dict[str, npt.NDArray[Any]]
-
-
-@dataclass
-class ActedEpisodes:
-    """Decisions of one episode in each of E environments; lists are over N decisions."""
-
-    prefixes: list[Prefix] = field(default_factory=list)
-    chains: list[Chain] = field(default_factory=list)
-    log_probs: list[Tensor] = field(default_factory=list)  # (E,), as computed when acting
-    values: list[Tensor] = field(default_factory=list)  # (E,)
-    final_value: Tensor | None = None  # (E,) of the last observation
-    frames: list[FrameFeatures] = field(default_factory=list)  # T + 1 wrist frames of E environments
-
-    def wrist(self, env: int) -> FrameFeatures:
-        """What acting computed of the T + 1 frames of one environment."""
-        parts = [(f.ids[env], f.latents[env], f.vision[env]) for f in self.frames if f.vision is not None]
-        ids, latents, vision = (torch.stack(p) for p in zip(*parts, strict=True))
-        return FrameFeatures(ids, latents, vision)
 
 
 class Stopwatch:
@@ -73,7 +54,9 @@ class ExplorerActions:
         cfg = explorer.policy.cfg
         self.lang_tokens, self.lang_masks = encode_instruction(cfg, instruction)
         self.clock = Stopwatch()
-        self.acted = ActedEpisodes()
+        self.frames: list[FrameFeatures] = []  # of the running or newest episodes, E wrist frames each
+        self._rollout: RolloutStorage | None = None
+        self._first_row = 0  # of the rollout, of the running episodes
         self._h = torch.zeros(0)
         self._batch: F1Batch | None = None
         self._features: Tensor | None = None  # what the memory reads of the last step; None: it was no decision
@@ -98,21 +81,43 @@ class ExplorerActions:
         action = self._chunk[:, part].clamp(-1, 1) * self.explorer.real_A
         return action.float().cpu().numpy()
 
+    @contextmanager
+    def filling(self, rollout: RolloutStorage) -> Iterator[None]:
+        """Decisions of the episode played inside go into `rollout`, after the rows it has; `finish` ends it.
+
+        Row (E, ...): prefix as observation, chain (x, steps), log_prob and value when acting. Episodes that are played
+        again from their first step take the place of what was seen of them.
+        """
+        self._rollout, self._first_row = rollout, rollout.length
+        try:
+            yield
+        finally:
+            self._rollout = None
+
     @torch.no_grad()
-    def finish(self, records: Sequence[EpisodeRecord]) -> ActedEpisodes:
-        """Looks at the last observation of the episodes just played; what was decided in them."""
+    def finish(self, records: Sequence[EpisodeRecord]) -> None:
+        """Looks at the last observation of the episodes just played, whose value ends them in the rollout."""
         cfg = self.explorer.policy.cfg
         observations = last_observation(records, cfg.n_obs_img_steps, cfg.obs_img_stride)
         start = time.monotonic()
         with self.autocast():
             self._remember(observations)
             prefix, _ = self.explorer.look(self._see(observations), self._h)
-        self.acted.final_value = self.explorer.value_of(prefix)
+        value = self.explorer.value_of(prefix)
         self.clock.lap("look", start)
-        return self.acted
+        if self._rollout is not None:
+            self._rollout.cut(torch.arange(self.num_envs, device=value.device), value=value)
+
+    def wrist(self, env: int) -> FrameFeatures:
+        """What acting computed of the T + 1 frames of one environment."""
+        parts = [(f.ids[env], f.latents[env], f.vision[env]) for f in self.frames if f.vision is not None]
+        ids, latents, vision = (torch.stack(p) for p in zip(*parts, strict=True))
+        return FrameFeatures(ids, latents, vision)
 
     def _begin(self, episode: int) -> None:
-        self.acted = ActedEpisodes()
+        self.frames = []
+        if self._rollout is not None:
+            self._rollout.begin(self._first_row)
         self._h = self.explorer.policy.initial_memory_state(self.num_envs)
         self._batch = self._features = None
         seeds = [seed_for(self.seed, self.rank, "explorer", e, episode) for e in range(self.num_envs)]
@@ -121,10 +126,8 @@ class ExplorerActions:
     def _decide(self, prefix: Prefix) -> None:
         chain, log_prob, value = self.explorer.act(prefix, self._generators)
         self._chunk = chain.actions
-        self.acted.prefixes.append(prefix)
-        self.acted.chains.append(chain)
-        self.acted.log_probs.append(log_prob)
-        self.acted.values.append(value)
+        if self._rollout is not None:
+            self._rollout.add(vars(prefix), x=chain.x, steps=chain.steps, log_prob=log_prob, value=value)
 
     def _remember(self, observations: Observations) -> None:
         """Writes the step before into the memory, now that its action was executed.
@@ -153,7 +156,7 @@ class ExplorerActions:
         wrist = torch.from_numpy(observations["image0_history"][:, -1])
         frame = policy.encode_frames(wrist, torch.from_numpy(observations["image0"])[:, None])
         assert frame.vision is not None
-        frames = self.acted.frames
+        frames = self.frames
         frames.append(frame)
         stride, count = policy.cfg.obs_img_stride, policy.cfg.n_obs_img_steps
         slots = [frames[max(len(frames) - 1 - stride * back, 0)] for back in range(count - 1, -1, -1)]

@@ -120,12 +120,12 @@ class ExplorerPlayer(StudentPhase):
         """One PPO update: all epochs, every loss with the leash."""
         start = time.monotonic()
         lr = self.schedule.set(progress, self.updates)
-        batch = make_batch(self.rounds, self.reward_REN, self.cfg.student.ppo, self.ctx)
-        self.rounds = []
+        batch = make_batch(self.rollout, self.reward_REN, self.cfg.student.ppo, self.ctx)
         batch.chain = self._with_reference(batch)
         seed = seed_for(self.cfg.training.seed, self.ctx.rank, "minibatches", self.updates)
         weight = self.leash.weight
         line = self.update_step.run(batch, torch.Generator().manual_seed(seed), self.leash.loss)
+        self.rollout.free()
         self.updates += 1
         kl = self.leash.settle(
             self.ctx, self.cfg.student.ppo.minibatches * self.cfg.training.gradient_accumulation_steps

@@ -2,10 +2,11 @@
 
 Old log-probs are those of the training forward, recomputed before the first step in the partition of the first epoch;
 so the first ratio is 1 whatever the acting forward rounded differently. Both agreements are checked when a run starts.
+A rollout has R x N rows: decisions of R rounds of episodes, one after the other.
 Letters: R rounds of episodes, N decisions of an episode, E environments, B rows (R x N x E, in that order).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +14,10 @@ from torch import Tensor
 
 from f1_vla.flow_likelihood import Chain
 from rl.algorithms import ppo_losses as L
-from rl.config import FlowPPOConfig
-from rl.data.returns import gae
+from rl.config import FlowPPOConfig, Minibatches
+from rl.data.rollout import RolloutStorage, even_sizes, minibatch_indices, stretches, tree_flat
 from rl.models.explorer import Prefix
 from rl.training.errors import CollectiveError
-from rl.training.explorer_acting import ActedEpisodes
 from rl.training.explorer_setup import ExplorerModel
 from rl.training.optim import guarded_step
 from rl.training.parallel_utils import ParallelContext
@@ -40,45 +40,26 @@ class ExplorerBatch:
     value: Tensor  # when acting
     advantage: Tensor  # normalised over all rows of all ranks
     returns: Tensor
-    episodes: list[Tensor]  # rows of each episode, in time order
-
-    def of(self, episodes: Iterable[int]) -> Tensor:
-        """Row indices of whole episodes."""
-        return torch.cat([self.episodes[i] for i in episodes])
+    episodes: Tensor  # int64 (R x E, N): rows of each episode, in time order
 
 
-def make_batch(
-    rounds: list[ActedEpisodes], rewards_REN: Tensor, cfg: FlowPPOConfig, ctx: ParallelContext
-) -> ExplorerBatch:
-    """Collective. Advantages of R rounds of episodes, which time ended: the value of the last observation follows."""
+def make_batch(rollout: RolloutStorage, rewards_REN: Tensor, cfg: FlowPPOConfig, ctx: ParallelContext) -> ExplorerBatch:
+    """Collective. The batch of a full rollout of R rounds of episodes, each of which time ended; its rows are views."""
     R, E, N = rewards_REN.shape
-    prefix = Prefix.join([p for r in rounds for p in r.prefixes])
-    chains = [c for r in rounds for c in r.chains]
-    chain = Chain(torch.cat([c.x for c in chains]), torch.cat([c.steps for c in chains]))
-    device = chain.x.device
-    values = torch.stack([torch.stack(r.values) for r in rounds])  # (R, N, E)
-    finals = torch.stack([r.final_value for r in rounds if r.final_value is not None])[:, None]
-    after = torch.cat([values[:, 1:], finals], 1)
-
-    def columns(x: Tensor) -> Tensor:
-        return x.permute(1, 0, 2).reshape(N, R * E)
-
-    rewards = columns(rewards_REN.transpose(1, 2).to(device, values.dtype))
-    truncated = torch.zeros(N, R * E, dtype=torch.bool, device=device)
-    truncated[-1] = True
-    nothing, everything = torch.zeros_like(truncated), torch.ones_like(truncated)
-    advantage, returns = gae(
-        rewards, columns(values), columns(after), nothing, truncated, everything, cfg.gamma, cfg.gae_lambda
-    )
-
-    def rows(x: Tensor) -> Tensor:
-        return x.view(N, R, E).transpose(0, 1).flatten()
-
-    steps = torch.arange(N, device=device) * E
-    episodes = [r * N * E + e + steps for r in range(R) for e in range(E)]
+    value, cut_value = rollout["value"], rollout.cut_states()["value"]
+    prefix = tree_flat(rollout.observation)
+    assert isinstance(prefix, dict) and isinstance(cut_value, Tensor)
+    never = torch.zeros_like(value, dtype=torch.bool)
+    truncated = never.clone()
+    truncated[rollout.cut_index] = True
+    rewards = rewards_REN.transpose(1, 2).reshape(R * N, E).to(value.device, value.dtype)
+    rollout.complete(reward=rewards, terminated=never, truncated=truncated, valid=~never)
+    advantage, returns = rollout.advantages(value, cut_value[-E:], cut_value, cfg.gamma, cfg.gae_lambda)
+    advantage = L.normalize_advantages(advantage, rollout.weights, _total(ctx))
     return ExplorerBatch(
-        prefix, chain, torch.stack([torch.stack(r.log_probs) for r in rounds]).flatten(), values.flatten(),
-        L.normalize_advantages(rows(advantage), None, _total(ctx)), rows(returns), episodes,
+        Prefix(**prefix), Chain(rollout["x"].flatten(0, 1), rollout["steps"].flatten(0, 1)),
+        rollout["log_prob"].flatten(), value.flatten(), advantage.flatten(), returns.flatten(),
+        stretches(R * N, E, N),
     )  # fmt: skip
 
 
@@ -106,8 +87,7 @@ class ExplorerUpdate:
         gradient is not finite.
         """
         self.model.wrapped.train()
-        orders = [torch.randperm(len(batch.episodes), generator=generator) for _ in range(self.cfg.epochs)]
-        partitions = [[batch.of(p.tolist()) for p in o.tensor_split(self.cfg.minibatches)] for o in orders]
+        partitions = list(self._partitions(batch, self.cfg.epochs, generator))
         old = self._old_log_probs(batch, partitions[0])
         gap = self._largest((old - batch.log_prob).abs())
         taken: list[dict[str, float]] = []
@@ -127,13 +107,37 @@ class ExplorerUpdate:
                 f"explorer update, minibatch {number}",
             )  # fmt: skip
             taken.append(stats)
-        line = {k: sum(x[k] for x in taken) / len(taken) for k in taken[0]}
+        value = self._fit_value(batch, generator)
+        line = {k: sum(x[k] for x in taken) / len(taken) for k in taken[0]} | value
         explained = float(L.explained_variance(batch.value, batch.returns))
         return line | self.ctx.mean({"explained_variance": explained}) | {
             "approx_kl": kl,  # of the last minibatch seen: how far the update went
             "optimizer_steps": float(len(taken)), "kl_stopped": float(stopped), "first_ratio_error": error,
             "rollout_log_prob_gap": gap,
         }  # fmt: skip
+
+    def _partitions(self, batch: ExplorerBatch, epochs: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
+        """Row numbers of every minibatch of every epoch."""
+        count = len(batch.episodes)
+        sizes = even_sizes(count, self.cfg.minibatches)
+        for epoch in minibatch_indices(Minibatches.by_environment, count, sizes, epochs, generator):
+            yield [batch.episodes[chosen].flatten() for chosen in epoch]
+
+    def _fit_value(self, batch: ExplorerBatch, generator: torch.Generator) -> dict[str, float]:
+        """Collective. Epochs of the value head alone, whose inputs nothing trains: they cost no pass of the policy."""
+        head, losses = self.model.explorer.value, []
+        parameters = list(head.parameters())
+        for rows in (r for epoch in self._partitions(batch, self.cfg.value_epochs, generator) for r in epoch):
+            with torch.autocast(batch.value.device.type, enabled=False):
+                value = head(batch.prefix.features[rows])
+            loss = 0.5 * L.value_loss(value, batch.returns[rows], batch.value[rows], self.cfg.value_clip)
+            self.ctx.backward(self.cfg.value_coef * loss * self.micro_batches)  # accumulation divides by as many
+            self.ctx.average_gradients(parameters)  # the head is called as itself, not through the wrapper
+            guarded_step(
+                self.ctx, self.model.optimizer, parameters, loss, self.max_grad_norm, "value head of the explorer"
+            )
+            losses.append(float(loss.detach()))
+        return self.ctx.mean({"value_loss": sum(losses) / len(losses)}) if losses else {}
 
     def _old_log_probs(self, batch: ExplorerBatch, partition: list[Tensor]) -> Tensor:
         """(B,) by the training forward, in the micro-batches of the first epoch.

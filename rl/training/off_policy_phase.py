@@ -5,7 +5,6 @@ Letters: E environments, A action dims.
 
 import logging
 import time
-from pathlib import Path
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -15,16 +14,16 @@ from torch import Tensor, nn
 from rl.algorithms.diffusion import DiffusionPolicy
 from rl.algorithms.sac import SAC
 from rl.config import Config, MixedPrecision, OffPolicyConfig, ReplayDtype, Warmup
-from rl.data.episode_statistics import EpisodeStatistics
 from rl.data.replay import Replay, ReplayBatch
 from rl.data.replay_layout import as_dict, layout_of, replay_bytes, require_memory
 from rl.envs.vector import VectorEnv
 from rl.models.actor_critic import is_privileged
 from rl.models.bounded_actions import BoundedActions
-from rl.training.checkpoint import CheckpointState, LoadedCheckpoint, load_strict
+from rl.training.checkpoint import CheckpointState, LoadedCheckpoint
 from rl.training.errors import NumericalError
 from rl.training.parallel_utils import ParallelContext
 from rl.training.seeds import seed_for
+from rl.training.vector_phase import VectorPhase
 from rl.types import TensorTree
 
 log = logging.getLogger(__name__)
@@ -67,8 +66,10 @@ class GreedyPolicy(nn.Module):
         return self.actions.to_environment(self.networks(observation))
 
 
-class OffPolicyPhase:
+class OffPolicyPhase(VectorPhase):
     """One iteration is `vector_steps` steps of every environment, and their gradient steps once learning has begun."""
+
+    greedy: GreedyPolicy
 
     def __init__(
         self, cfg: Config, env: VectorEnv, ctx: ParallelContext, total: int, unit: str = "step", name: str = "sac",
@@ -82,19 +83,18 @@ class OffPolicyPhase:
         if name not in ALGORITHMS:
             raise ValueError(f"algorithm '{name}' does not learn from replay; there are {', '.join(ALGORITHMS)}")
         self.settings: OffPolicyConfig = cfg.sac if ALGORITHMS[name] == "sac" else cfg.diffusion
-        self.block, self.seed = ALGORITHMS[name], cfg.training.seed
-        self.name, self.env, self.ctx, self.total, self.unit = name, env, ctx, total, unit
+        super().__init__(env, ctx, cfg.training.seed, total, unit, name)
+        self.block = ALGORITHMS[name]
         self.actions = bounded_actions(self.block, name, self.settings, env).to(ctx.device)
         self.learner = self._make_learner(cfg)
         self.replay = make_replay(self.block, self.settings, env, self.actions.dim, ctx.world_size, frame_stack)
         steps = self.settings.vector_steps * env.num_envs * ctx.world_size
         self.units_per_iteration = steps if unit == "step" else 1
-        self.statistics = EpisodeStatistics(env.num_envs, ctx.device)
-        self.greedy = GreedyPolicy(self.learner.networks, self.actions)
+        self.networks = self.learner.networks
+        self.greedy = GreedyPolicy(self.networks, self.actions)
         self._advised = False
         self._last: ReplayBatch | None = None
-        self.restart(0)
-        self._resumable = self._environment_state() is not None
+        self._begin()
 
     def _make_learner(self, cfg: Config) -> Learner:
         ctx, precision = self.ctx, cfg.training.mixed_precision
@@ -143,17 +143,10 @@ class OffPolicyPhase:
             finite *= all_finite(result.reward) * all_finite(result.observation)
             self.observation = result.observation
         self.learner.share_statistics()
-        steps = self.statistics.flush()
+        line = self._numbers(start, finite=float(finite))
         self._report(finished)
-        line = {**self.statistics.means(), **self.statistics.losses(), "env_steps": float(steps)}
-        line["finite"] = float(finite)
-        line["env_steps_per_s"] = steps / (time.monotonic() - start)
-        line = self.ctx.mean(line)
         if line.pop("finite") < 1:  # in a replay it would outlive this run in every checkpoint
             raise NumericalError(f"{self.name}: an environment gave a reward or an observation that is not finite")
-        for sums in {"env_steps", "env_steps_per_s", "environment_failures"} & line.keys():
-            line[sums] *= self.ctx.world_size
-        line["env_steps"] = round(line["env_steps"])
         return line
 
     def _explore(self) -> Tensor:
@@ -163,11 +156,9 @@ class OffPolicyPhase:
             return 2 * torch.rand(shape, generator=self.learner.generator, device=self.ctx.device) - 1
         return self.learner.act(self.observation)
 
-    def restart(self, step: int) -> None:
-        """All environments begin afresh; the episodes that follow are a function of (seed, rank, step)."""
-        self.observation = self.env.reset(seed_for(self.seed, self.ctx.rank, "episodes", step) >> 32)
-        self.replay.begin(self.observation)
-        self.statistics.begin()
+    def _start(self, observation: TensorTree) -> None:
+        self.observation = observation
+        self.replay.begin(observation)
 
     def _report(self, finished: int) -> None:
         every, now = self.settings.report_episodes, self.statistics.episodes
@@ -202,53 +193,24 @@ class OffPolicyPhase:
             self._advised = True
         return {**numbers, "learning_rate": rate, "updates_per_s": count / (time.monotonic() - start)}
 
-    @torch.no_grad()
-    def act(self, observation: TensorTree) -> Tensor:
-        """Actions (E, A) of the deterministic policy, for the environment."""
-        actions: Tensor = self.greedy(observation)
-        return actions
-
     # --- checkpoints -----------------------------------------------------------------------------------------------
-
-    def boundary(self, step: int) -> None:
-        """Environments that cannot be saved begin afresh here, in the uninterrupted run, too."""
-        if not self._resumable:
-            self.restart(step)
-        self.ctx.assert_ranks_equal(self.learner.networks, f"parameters at {self.unit} {step}")
-
-    def media(self, run_dir: Path, step: int, last: bool) -> None:
-        """Videos belong to the play command."""
 
     def checkpoint(self) -> CheckpointState:
         assert self.learner.generator is not None
         state = CheckpointState(
-            model=self.learner.networks.state_dict(),
+            model=self.networks.state_dict(),
             training={"learner": self.learner.state_dict(), "algorithm": self.name},
             per_rank={"episodes": self.statistics.state_dict(), "generator": self.learner.generator.get_state()},
             rank_files={"replay": self.replay.state_dict()},
         )
-        if self._resumable:
-            state.rank_files["environments"] = self._environment_state()
-        return state
-
-    def _environment_state(self) -> dict[str, Any] | None:
-        """None for environments that cannot be saved."""
-        try:
-            return self.env.state_dict()
-        except ValueError:
-            return None
+        return self._with_environments(state)
 
     def restore(self, saved: LoadedCheckpoint) -> None:
         """Raises ValueError for a checkpoint of another algorithm or architecture.
 
         With another number of processes the replay starts empty and is filled before learning goes on.
         """
-        algorithm = saved.training.get("algorithm")
-        if algorithm != self.name:
-            raise ValueError(
-                f"{saved.saved.path} is a checkpoint of {algorithm or 'another program'}, not of {self.name}"
-            )
-        load_strict(self.learner.networks, saved.model, saved.saved.path)
+        self._restore_networks(saved)
         self.learner.load_state_dict(saved.training["learner"])
         if saved.per_rank is None:
             log.warning("the replay of %s is of another number of processes: it starts empty", saved.saved.path.name)
@@ -262,9 +224,6 @@ class OffPolicyPhase:
 
     def last_batch(self) -> dict[str, Any]:
         return {} if self._last is None else vars(self._last)
-
-    def close(self) -> None:
-        self.env.close()
 
 
 def all_finite(tree: TensorTree) -> Tensor:

@@ -2,32 +2,32 @@
 
 import resource
 import time
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from rl.algorithms.ppo import PPO
+from rl.algorithms.ppo import PPO, Parallel, SingleProcess
 from rl.algorithms.ppo_rollout import Batch, RolloutActor
-from rl.config import Config
-from rl.data.episode_statistics import EpisodeStatistics
+from rl.config import Config, MixedPrecision
 from rl.envs.vector import VectorEnv
 from rl.models.action_map import DeterministicPolicy
 from rl.models.distributions import Gaussian
 from rl.models.gr00t import GR00TActorCritic
-from rl.training.checkpoint import CheckpointState, LoadedCheckpoint, load_strict
+from rl.training.checkpoint import CheckpointState, LoadedCheckpoint
 from rl.training.errors import NumericalError
 from rl.training.gr00t_training import Stages, make_policy, make_policy_optimizer
 from rl.training.parallel_utils import ParallelContext
 from rl.training.seeds import seed_for
+from rl.training.vector_phase import VectorPhase
 from rl.types import TensorTree
 
 
-class OnPolicyPhase:
+class OnPolicyPhase(VectorPhase):
     """One iteration is a rollout of `ppo.n_steps` in every environment and one PPO update on it."""
 
     updates_per_iteration = 1
+    greedy: DeterministicPolicy
 
     def __init__(
         self, cfg: Config, env: VectorEnv, ctx: ParallelContext, total: int, unit: str = "step", name: str = "ppo"
@@ -39,45 +39,46 @@ class OnPolicyPhase:
         ppo, seed = cfg.ppo, cfg.training.seed
         if ppo.compile and ctx.world_size > 1:
             raise ValueError("ppo.compile works in one process only; set it to false for several")
-        self.cfg, self.env, self.ctx, self.total, self.unit, self.name = cfg, env, ctx, total, unit, name
+        super().__init__(env, ctx, seed, total, unit, name)
+        self.cfg = cfg
         self.units_per_iteration = ppo.n_steps * env.num_envs * ctx.world_size if unit == "step" else 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(seed, 0, "policy"))  # the same on every rank
             policy = make_policy(cfg, env)
-        self.policy = policy.to(ctx.device)
+        self.policy = self.networks = policy.to(ctx.device)
         generator = torch.Generator(ctx.device).manual_seed(seed_for(seed, ctx.rank, name))
         self.actor = RolloutActor(
             ppo, policy, env.observation_space, env.action_space, env.num_envs, ctx.device, generator
         )
-        wrapped, optimizer = ctx.prepare(policy, make_policy_optimizer(cfg, policy))
-        micro = cfg.training.gradient_accumulation_steps
-        self.ppo = PPO(ppo, policy, wrapped, optimizer, ctx, generator, micro)
+        micro, precision = cfg.training.gradient_accumulation_steps, cfg.training.mixed_precision
+        parallel: Parallel = ctx
+        wrapped, optimizer = cast(nn.Module, policy), make_policy_optimizer(cfg, policy)
+        if ctx.world_size == 1 and micro == 1 and precision is MixedPrecision.no:
+            # Accelerate would change nothing, and looks for packages at every step: a tenth of a small update.
+            parallel = SingleProcess()
+        else:
+            wrapped, optimizer = ctx.prepare(policy, optimizer)
+        self.ppo = PPO(ppo, policy, wrapped, optimizer, parallel, generator, micro)
         self.stages: Stages | None = None
         if isinstance(policy, GR00TActorCritic):
             self.stages = Stages(cfg, policy, optimizer, ctx.world_size)
         self.greedy = DeterministicPolicy(policy, self.actor.observation_norm, self.actor.action_map)
-        self.statistics = EpisodeStatistics(env.num_envs, ctx.device)
         self._batch: Batch | None = None
-        self.restart(0)
-        self._resumable = self._environment_state() is not None
+        self._begin()
 
     # --- one iteration ---------------------------------------------------------------------------------------------
 
     def collect(self, step: int) -> dict[str, float]:
         start = time.monotonic()
         for _ in range(self.cfg.ppo.n_steps):
-            result = self.env.step(self.actor.act(self.ctx.autocast()))
+            result = self.env.step(self.actor.act(self.ppo.parallel.autocast()))
             self.actor.record(result)
             self.statistics.add(result)
-        self._batch = self.actor.finish(self.ctx.total, self.ctx.autocast())
-        steps = self.statistics.flush()
-        line = {**self.statistics.means(), **self.statistics.losses(), "env_steps": float(steps)}
-        line["env_steps_per_s"] = steps / (time.monotonic() - start)
-        line = self.ctx.mean(line)
-        for sums in {"env_steps", "env_steps_per_s", "environment_failures"} & line.keys():
-            line[sums] *= self.ctx.world_size
-        line["env_steps"] = round(line["env_steps"])
-        return line
+        self._batch = self.actor.finish(self.ctx.total, self.ppo.parallel.autocast())
+        return self._numbers(start)
+
+    def _start(self, observation: TensorTree) -> None:
+        self.actor.start(observation)
 
     def update(self, progress: float) -> dict[str, float]:
         start = time.monotonic()
@@ -105,22 +106,7 @@ class OnPolicyPhase:
             return torch.cuda.max_memory_allocated(self.ctx.device) / 2**30
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
-    @torch.no_grad()
-    def act(self, observation: TensorTree) -> Tensor:
-        """Deterministic actions for raw observations (B, ...); `greedy.begin` tells an LSTM of new episodes."""
-        actions: Tensor = self.greedy(observation)
-        return actions
-
     # --- checkpoints -----------------------------------------------------------------------------------------------
-
-    def boundary(self, step: int) -> None:
-        """Environments that cannot be saved begin afresh here, in the uninterrupted run, too."""
-        if not self._resumable:
-            self.restart(step)
-        self.ctx.assert_ranks_equal(self.policy, f"parameters at {self.unit} {step}")
-
-    def media(self, run_dir: Path, step: int, last: bool) -> None:
-        """Videos belong to the play command."""
 
     def checkpoint(self) -> CheckpointState:
         state = CheckpointState(
@@ -130,18 +116,11 @@ class OnPolicyPhase:
         )
         if self.stages is not None:
             state.training["gr00t"] = self.stages.state_dict()
-        if self._resumable:
-            state.rank_files["environments"] = self._environment_state()
-        return state
+        return self._with_environments(state)
 
     def restore(self, saved: LoadedCheckpoint) -> None:
         """Raises ValueError for a checkpoint of another algorithm or architecture."""
-        algorithm = saved.training.get("algorithm")
-        if algorithm != self.name:
-            raise ValueError(
-                f"{saved.saved.path} is a checkpoint of {algorithm or 'another program'}, not of {self.name}"
-            )
-        load_strict(self.policy, saved.model, saved.saved.path)
+        self._restore_networks(saved)
         if self.stages is not None:
             self.stages.load_state_dict(saved.training["gr00t"])
         self.ppo.load_state_dict(saved.training["ppo"])
@@ -157,19 +136,3 @@ class OnPolicyPhase:
     def last_batch(self) -> dict[str, Any]:
         last = self.ppo.last
         return {} if last is None else {k: v for k, v in last._asdict().items() if v is not None}
-
-    def close(self) -> None:
-        self.env.close()
-
-    def restart(self, step: int) -> None:
-        """All environments begin afresh; the episodes that follow are a function of (seed, rank, step)."""
-        seed = seed_for(self.cfg.training.seed, self.ctx.rank, "episodes", step) >> 32
-        self.actor.start(self.env.reset(seed))
-        self.statistics.begin()
-
-    def _environment_state(self) -> dict[str, Any] | None:
-        """None for environments that cannot be saved."""
-        try:
-            return self.env.state_dict()
-        except ValueError:
-            return None

@@ -11,14 +11,22 @@ import torch
 from torch import Tensor
 
 from f1_vla.policy import F1Policy
-from rl.config import Config
+from rl.config import Config, DivergenceSign
 from rl.data.episode_buffer import EpisodeBuffer
-from rl.data.intrinsic import Components, ReturnScale, normalised_names, reward_components, total_reward
+from rl.data.intrinsic import (
+    Components,
+    ReturnScale,
+    credited_reward,
+    normalised_names,
+    reward_components,
+    total_reward,
+)
+from rl.data.rollout import RolloutStorage
 from rl.normalizers import Normalizer
 from rl.training import teacher_media
 from rl.training.checkpoint import CheckpointState, LoadedCheckpoint
 from rl.training.collector import EpisodeCollector
-from rl.training.explorer_acting import ActedEpisodes, ExplorerActions
+from rl.training.explorer_acting import ExplorerActions
 from rl.training.explorer_metrics import reward_metrics
 from rl.training.explorer_setup import build_explorer
 from rl.training.explorer_update import ExplorerUpdate, make_batch
@@ -65,7 +73,8 @@ class StudentPhase:
         self.updates = 0
         capacity = s.episodes_per_iteration * t.num_envs
         self.buffer = EpisodeBuffer(capacity, arch.n_obs_img_steps, arch.obs_img_stride)  # of this iteration
-        self.rounds: list[ActedEpisodes] = []
+        decisions = t.steps_per_episode // s.chunk_exec_steps
+        self.rollout = RolloutStorage(s.episodes_per_iteration * decisions, t.num_envs, ctx.device)  # of this iteration
         self.reward_REN = torch.zeros(0)
         self.shown: tuple[EpisodeRecord, int] | None = None
 
@@ -75,7 +84,8 @@ class StudentPhase:
         start, clock = time.monotonic(), self.act.clock
         clock.seconds.clear()
         self.model.wrapped.eval()
-        self.rounds, records = [], []
+        self.rollout.begin()
+        records = []
         for r in range(self.cfg.student.episodes_per_iteration):
             records += self._play(step + r * self.episodes_at_once)
         lap = time.monotonic()
@@ -85,7 +95,7 @@ class StudentPhase:
         clock.lap("score", lap)
         self.shown = (records[-1], len(records) - 1)
         raw, scaled, reward = self._rewards(scores, records)
-        self.reward_REN = reward.unflatten(0, (-1, self.cfg.training.num_envs)).float()
+        self.reward_REN = self._credited(reward, scaled, scores).unflatten(0, (-1, self.cfg.training.num_envs)).float()
         seconds = time.monotonic() - start
         numbers = reward_metrics(raw, scaled, reward, scores, records, self.collector.action_mask)
         numbers |= {f"time_{k}_s": v for k, v in clock.seconds.items()}
@@ -97,15 +107,15 @@ class StudentPhase:
     def _play(self, index: int) -> list[EpisodeRecord]:
         """One episode in every environment, acted and encoded; `index` counts episodes over all ranks."""
         t = self.cfg.training
-        records = self.collector.collect_steps(t.num_envs * t.steps_per_episode, self.act)
-        acted = self.act.finish(records)
+        with self.act.filling(self.rollout):
+            records = self.collector.collect_steps(t.num_envs * t.steps_per_episode, self.act)
+            self.act.finish(records)
         start = time.monotonic()
         first = index + self.ctx.rank * t.num_envs
         for e, record in enumerate(records):
-            self.buffer.add(self.data.encode(record, first + e, acted.wrist(e)))
+            self.buffer.add(self.data.encode(record, first + e, self.act.wrist(e)))
         self.act.clock.lap("encode", start)
-        acted.frames.clear()
-        self.rounds.append(acted)
+        self.act.frames.clear()
         return records
 
     def _rewards(self, scores: Scores, records: list[EpisodeRecord]) -> tuple[Components, Components, Tensor]:
@@ -120,6 +130,13 @@ class StudentPhase:
         scaled = self.scale.scaled(raw)
         return raw, scaled, total_reward(s.rewards, raw, scaled)
 
+    def _credited(self, reward: Tensor, scaled: Components, scores: Scores) -> Tensor:
+        """What PPO learns from, (R x E, N)."""
+        r, name = self.cfg.student.rewards, "memory_divergence"
+        sign = 1.0 if r.divergence_sign is DivergenceSign.seek else -1.0
+        last = (sign * scores.divergence[:, -1] / self.scale.std(name)).clamp(-r.clip, r.clip)
+        return credited_reward(r, reward, scaled[name], last, self.cfg.student.ppo.gamma)
+
     def _update_scale(self, raw: Components) -> None:
         """Collective: every rank's scale sees the rewards of all ranks, in one order."""
         for moments in self.ctx.gather_objects(self.scale.moments(raw)):
@@ -130,10 +147,10 @@ class StudentPhase:
     def update(self, progress: float) -> dict[str, float]:
         start = time.monotonic()
         lr = self.schedule.set(progress, self.updates)
-        batch = make_batch(self.rounds, self.reward_REN, self.cfg.student.ppo, self.ctx)
-        self.rounds = []
+        batch = make_batch(self.rollout, self.reward_REN, self.cfg.student.ppo, self.ctx)
         seed = seed_for(self.cfg.training.seed, self.ctx.rank, "minibatches", self.updates)
         line = self.update_step.run(batch, torch.Generator().manual_seed(seed))
+        self.rollout.free()
         self.updates += 1
         return line | {"learning_rate": lr, "time_update_s": time.monotonic() - start}
 

@@ -87,7 +87,7 @@ def test_detail_5_advantages_are_gae_with_a_bootstrap_at_the_end_and_returns_are
 
 def test_detail_6_every_epoch_shuffles_all_rows_into_minibatches() -> None:
     generator = torch.Generator().manual_seed(0)
-    epochs = list(minibatch_indices(Minibatches.shuffled, 12, 4, 3, generator, drop_last=False))
+    epochs = list(minibatch_indices(Minibatches.shuffled, 12, [4, 4, 4], 3, generator))
     assert [[len(b) for b in e] for e in epochs] == [[4, 4, 4]] * 3
     orders = [torch.cat(e).tolist() for e in epochs]
     assert all(sorted(o) == list(range(12)) for o in orders) and orders[0] != orders[1] != orders[2]

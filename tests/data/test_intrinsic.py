@@ -12,6 +12,7 @@ from rl.config import DivergenceSign, StudentRewardsConfig, Uncertainty
 from rl.data.intrinsic import (
     ReturnScale,
     action_rate,
+    credited_reward,
     memory_divergence,
     normalised_names,
     potential_reward,
@@ -37,6 +38,26 @@ def test_a_potential_pays_out_its_change_and_nothing_else(gamma: float, steps: i
     rewards = potential_reward(phi, gamma)
     discounted = (rewards * gamma ** torch.arange(steps)).sum(1)
     torch.testing.assert_close(discounted, gamma**steps * phi[:, -1] - phi[:, 0])
+
+
+@settings(max_examples=30, deadline=None)
+@given(gamma=st.floats(0.1, 1.0), steps=st.integers(1, 20), weight=st.floats(0.0, 2.0), seed=st.integers(0, 999))
+def test_crediting_the_last_gap_changes_a_return_by_the_potential_of_its_first_state_alone(
+    gamma: float, steps: int, weight: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    phi = torch.rand(2, steps + 1, generator=generator, dtype=torch.float64)
+    other = torch.randn(2, steps, generator=generator, dtype=torch.float64)
+    potential = potential_reward(phi, gamma)
+    whole = other + weight * potential
+    credited = credited_reward(
+        StudentRewardsConfig(memory_divergence_weight=weight), whole, potential, phi[:, -1], gamma
+    )
+    for t in range(steps):
+        discount = gamma ** torch.arange(steps - t)
+        there, here = (credited[:, t:] * discount).sum(1), (whole[:, t:] * discount).sum(1)
+        torch.testing.assert_close(there, here + weight * phi[:, t])
+    torch.testing.assert_close(credited[:, :-1], other[:, :-1])
 
 
 def test_the_action_rate_counts_real_dims_and_spares_the_first_step() -> None:

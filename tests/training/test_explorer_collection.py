@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from f1_vla.flow_likelihood import Chain
 from rl.config import F1Config, FlowPPOConfig, load, load_model
 from rl.data.episode_buffer import EpisodeBuffer, WindowIndex
 from rl.data.intrinsic import memory_divergence, reward_components, total_reward
+from rl.data.rollout import RolloutStorage
 from rl.f1_rl_env import StudentEnv
-from rl.models.explorer import Prefix
 from rl.normalizers import Normalizer
 from rl.training import explorer_update
 from rl.training.collector import EpisodeCollector
 from rl.training.errors import CollectiveError
-from rl.training.explorer_acting import ActedEpisodes, ExplorerActions, last_observation
+from rl.training.explorer_acting import ExplorerActions, Observations, last_observation
 from rl.training.explorer_setup import make_explorer
 from rl.training.parallel_utils import ParallelContext
 from rl.training.reward_model import RewardModel
@@ -51,12 +50,15 @@ class Setting:
         self.act = ExplorerActions(self.explorer, self.states, self.cfg.environment.instruction, 0, 0, E)
         self.played = [self.play() for _ in range(2)]
 
-    def play(self, episode: int | None = None) -> tuple[list[EpisodeRecord], ActedEpisodes]:
+    def play(self, episode: int | None = None) -> tuple[list[EpisodeRecord], RolloutStorage]:
         """The next episode, or `episode` in scenes built anew, as after a checkpoint."""
         if episode is not None:
             self.collector.rebuild(episode)
-        records = self.collector.collect_steps(E * STEPS, self.act)
-        return records, self.act.finish(records)
+        rollout = RolloutStorage(STEPS, E, CPU)
+        with self.act.filling(rollout):
+            records = self.collector.collect_steps(E * STEPS, self.act)
+            self.act.finish(records)
+        return records, rollout
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,8 @@ def test_records_of_the_student_hold_the_head_picture_of_every_frame(setting: Se
 
 def test_the_explorer_sees_what_a_wrist_only_window_of_training_holds(setting: Setting) -> None:
     """Independent path: episode buffer and `WorldModelData.batch` with the head hidden, a_t unknown."""
-    records, acted = setting.played[0]
+    records, rollout = setting.played[0]
+    stored = rollout.observation
     buffer = EpisodeBuffer(E, 4, 1)
     for e, record in enumerate(records):
         buffer.add(setting.data.encode(record, e))
@@ -98,11 +101,10 @@ def test_the_explorer_sees_what_a_wrist_only_window_of_training_holds(setting: S
         batch.actions[:, 0, -1] = 0.0  # not known yet
         with torch.no_grad():
             prefix, features = setting.explorer.look(batch, h)
-            stored = acted.prefixes[t]
             # float16 features of the buffer against float32 ones; the head's tokens are masked, not absent
-            torch.testing.assert_close(stored.features, prefix.features, rtol=0, atol=2e-2)
-            torch.testing.assert_close(stored.state, prefix.state, rtol=1e-5, atol=1e-5)
-            assert stored.valid.sum(1).tolist() == prefix.valid.sum(1).tolist()
+            torch.testing.assert_close(stored["features"][t], prefix.features, rtol=0, atol=2e-2)
+            torch.testing.assert_close(stored["state"][t], prefix.state, rtol=1e-5, atol=1e-5)
+            assert stored["valid"][t].sum(1).tolist() == prefix.valid.sum(1).tolist()
             action = torch.from_numpy(np.stack([r.actions[t] for r in records]))
             h = setting.policy(
                 batch, mode="write_memory", initial_memory_state=h, memory_features=features, action=action
@@ -110,18 +112,18 @@ def test_the_explorer_sees_what_a_wrist_only_window_of_training_holds(setting: S
 
 
 def test_features_kept_while_acting_are_those_of_encoding_the_episode(setting: Setting) -> None:
-    records, acted = setting.play()
+    records, _ = setting.play()
     for e, record in enumerate(records):
-        kept, fresh = setting.data.encode(record, e, acted.wrist(e)), setting.data.encode(record, e)
+        kept, fresh = setting.data.encode(record, e, setting.act.wrist(e)), setting.data.encode(record, e)
         for name, value in fresh.to_dict().items():
             if isinstance(value, torch.Tensor):
                 torch.testing.assert_close(getattr(kept, name).float(), value.float(), rtol=1e-3, atol=2e-3)
 
 
 def test_executed_actions_are_the_clipped_ends_of_the_chains(setting: Setting) -> None:
-    records, acted = setting.played[0]
-    for t, chain in enumerate(acted.chains):
-        asked = chain.actions[:, 0, :8].clamp(-1, 1).numpy()
+    records, rollout = setting.played[0]
+    for t, chain in enumerate(rollout["x"]):
+        asked = chain[:, -1, 0, :8].clamp(-1, 1).numpy()
         executed = np.stack([r.actions[t] for r in records])
         assert not executed[:, 8:].any()
         # joint limits may cut an action, never turn or enlarge it
@@ -130,11 +132,37 @@ def test_executed_actions_are_the_clipped_ends_of_the_chains(setting: Setting) -
 
 
 def test_an_episode_is_a_function_of_seed_rank_environment_and_index(setting: Setting) -> None:
-    (records, acted), (expected, before) = setting.play(1), setting.play(1)
+    (records, rollout), (expected, before) = setting.play(1), setting.play(1)
     for a, b in zip(records, expected, strict=True):
         np.testing.assert_array_equal(a.actions, b.actions)
-    assert all(torch.equal(a.x, b.x) for a, b in zip(acted.chains, before.chains, strict=True))
-    assert not torch.equal(setting.played[0][1].chains[0].x, before.chains[0].x)
+    assert torch.equal(rollout["x"], before["x"])
+    assert not torch.equal(setting.played[0][1]["x"][0], before["x"][0])
+
+
+def test_an_episode_that_is_played_again_takes_the_place_of_what_was_seen_of_it(setting: Setting) -> None:
+    """As after the loss of an environment: the collector starts a second time with step 0."""
+    _, expected = setting.play(1)
+    rollout = RolloutStorage(2 * STEPS, E, CPU)
+
+    def lost(observations: Observations, episode: int, step: int) -> np.ndarray:
+        if step == 3:
+            raise ConnectionError
+        return setting.act(observations, episode, step)
+
+    for breaks in (False, True):
+        with setting.act.filling(rollout):
+            if breaks:
+                setting.collector.rebuild(1)
+                with pytest.raises(ConnectionError):
+                    setting.collector.collect_steps(E * STEPS, lost)
+                assert rollout.length == STEPS + 3
+            setting.collector.rebuild(1)
+            setting.act.finish(setting.collector.collect_steps(E * STEPS, setting.act))
+    assert rollout.full and rollout.cut_index[0].tolist() == [STEPS - 1] * E + [2 * STEPS - 1] * E
+    for half in rollout["x"].split(STEPS):
+        assert torch.equal(half, expected["x"])
+    setting.collector.collect_steps(E * STEPS, setting.act)  # outside `filling`: kept nowhere
+    assert rollout.full
 
 
 def test_the_last_observation_is_that_of_the_environment(setting: Setting) -> None:
@@ -250,17 +278,18 @@ def test_a_single_environment_pays_what_scoring_its_whole_episode_gives(setting:
 # --- the batch of PPO ------------------------------------------------------------------------------------------------
 
 
-def _acted(values: torch.Tensor, final: torch.Tensor, first_row: int) -> ActedEpisodes:
-    """N decisions of E environments whose prefixes and chains carry their row number."""
-    acted = ActedEpisodes(final_value=final)
-    for n, value in enumerate(values):
-        ids = torch.arange(first_row + n * len(value), first_row + (n + 1) * len(value)).float()
-        one = ids[:, None]
-        acted.prefixes.append(Prefix(one, one, one, one, one, one))
-        acted.chains.append(Chain(ids[:, None, None, None].expand(-1, 2, 1, 1), one.long()))
-        acted.log_probs.append(-ids)
-        acted.values.append(value)
-    return acted
+def _rollout(values: torch.Tensor, finals: torch.Tensor) -> RolloutStorage:
+    """R rounds of N decisions of E environments whose prefixes and chains carry their row number."""
+    R, N, E = values.shape
+    rollout = RolloutStorage(R * N, E, CPU)
+    for r in range(R):
+        for n in range(N):
+            ids = (r * N + n) * E + torch.arange(E).float()
+            prefix = dict.fromkeys(("keys", "values", "valid", "block", "state", "features"), ids[:, None])
+            x, steps = ids[:, None, None, None].expand(-1, 2, 1, 1), ids[:, None].long()
+            rollout.add(prefix, x=x, steps=steps, log_prob=-ids, value=values[r, n])
+        rollout.cut(torch.arange(E), value=finals[r])
+    return rollout
 
 
 def test_advantages_belong_to_their_rows_and_time_limits_are_bootstrapped(world: ParallelContext) -> None:
@@ -269,8 +298,7 @@ def test_advantages_belong_to_their_rows_and_time_limits_are_bootstrapped(world:
     g = torch.Generator().manual_seed(0)
     values, finals, rewards = (torch.randn(s, generator=g) for s in ((R, N, E), (R, E), (R, E, N)))
     cfg = FlowPPOConfig(gamma=0.9, gae_lambda=0.8)
-    rounds = [_acted(values[r], finals[r], r * N * E) for r in range(R)]
-    batch = explorer_update.make_batch(rounds, rewards, cfg, world)
+    batch = explorer_update.make_batch(_rollout(values, finals), rewards, cfg, world)
     advantage, returns = torch.zeros(R * N * E), torch.zeros(R * N * E)
     for r in range(R):
         for e in range(E):
@@ -287,8 +315,23 @@ def test_advantages_belong_to_their_rows_and_time_limits_are_bootstrapped(world:
     for carried in (batch.prefix.state[:, 0], -batch.log_prob, batch.chain.x[:, 0, 0, 0]):
         assert torch.equal(carried, torch.arange(12.0))
     # an episode is one environment of one round, in time order
-    assert [x.tolist() for x in batch.episodes] == [[0, 2, 4], [1, 3, 5], [6, 8, 10], [7, 9, 11]]
-    assert batch.of([3, 0]).tolist() == [7, 9, 11, 0, 2, 4]
+    assert batch.episodes.tolist() == [[0, 2, 4], [1, 3, 5], [6, 8, 10], [7, 9, 11]]
+
+
+def test_every_epoch_of_an_update_draws_whole_episodes_in_even_minibatches(world: ParallelContext) -> None:
+    cfg = FlowPPOConfig(minibatches=3)
+    batch = explorer_update.make_batch(
+        _rollout(torch.zeros(2, 3, E), torch.zeros(2, E)), torch.zeros(2, E, 3), cfg, world
+    )
+    update = explorer_update.ExplorerUpdate(cfg, None, world, 1, 1.0)  # type: ignore[arg-type]
+    partitions = list(update._partitions(batch, 2, torch.Generator().manual_seed(0)))
+    assert len(partitions) == 2
+    g = torch.Generator().manual_seed(0)
+    for partition in partitions:
+        order = torch.randperm(4, generator=g).tolist()
+        expected = [[order[0], order[1]], [order[2]], [order[3]]]
+        found = [p.view(-1, 3).tolist() for p in partition]
+        assert found == [[batch.episodes[i].tolist() for i in episodes] for episodes in expected]
 
 
 def test_log_probs_that_do_not_agree_stop_a_run_before_its_first_step(world: ParallelContext) -> None:

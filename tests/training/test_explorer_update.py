@@ -11,8 +11,8 @@ from f1_vla.builders import build_policy
 from f1_vla.config import FlowKind
 from f1_vla.flow_likelihood import Chain
 from rl.config import Config, StudentConfig, load_model
+from rl.data.rollout import RolloutStorage
 from rl.models.explorer import Explorer, Prefix
-from rl.training.explorer_acting import ActedEpisodes
 from rl.training.explorer_setup import ExplorerModel, explorer_optimizer, make_explorer
 from rl.training.explorer_update import ExplorerUpdate, make_batch
 from rl.training.parallel_utils import ParallelContext
@@ -38,23 +38,20 @@ def _prefix(explorer: Explorer) -> Prefix:
     return explorer.look(random_batch(config, explorer.policy.cfg, torch.device("cpu")), torch.randn(2, E, 16))[0]
 
 
-def _round(explorer: Explorer, prefix: Prefix, seed: int) -> ActedEpisodes:
-    acted = ActedEpisodes()
+def _round(explorer: Explorer, prefix: Prefix, seed: int) -> RolloutStorage:
+    rollout = RolloutStorage(N, E, torch.device("cpu"))
     explorer.eval()
     generators = [torch.Generator().manual_seed(1000 * seed + e) for e in range(E)]
     for _ in range(N):
         chain, log_prob, value = explorer.act(prefix, generators)
-        acted.prefixes.append(prefix)
-        acted.chains.append(chain)
-        acted.log_probs.append(log_prob)
-        acted.values.append(value)
-    acted.final_value = explorer.value_of(prefix)
-    return acted
+        rollout.add(vars(prefix), x=chain.x, steps=chain.steps, log_prob=log_prob, value=value)
+    rollout.cut(torch.arange(E), value=explorer.value_of(prefix))
+    return rollout
 
 
-def _first_action(acted: ActedEpisodes) -> Tensor:
+def _first_action(rollout: RolloutStorage) -> Tensor:
     """(E, N), first dim of the executed action."""
-    return torch.stack([c.actions[:, 0, 0] for c in acted.chains], 1)
+    return rollout["x"][:, :, -1, 0, 0].T
 
 
 def _student(**ppo: float) -> StudentConfig:
@@ -76,12 +73,12 @@ def test_the_policy_moves_towards_what_is_rewarded(world: ParallelContext, kind:
     update = ExplorerUpdate(student.ppo, model, world, 1, 1.0)
     distance, mean = [], []
     for i in range(12):
-        acted = _round(model.explorer, prefix, i)
-        action = _first_action(acted)
+        rollout = _round(model.explorer, prefix, i)
+        action = _first_action(rollout)
         distance.append(float((action - 0.7).square().mean()))
         mean.append(float(action.mean()))
         rewards = (-(action - 0.7).square()).clamp(min=-4)[None]
-        line = update.run(make_batch([acted], rewards, student.ppo, world), torch.Generator().manual_seed(i))
+        line = update.run(make_batch(rollout, rewards, student.ppo, world), torch.Generator().manual_seed(i))
         assert line["first_ratio_error"] <= 1e-5 and line["rollout_log_prob_gap"] <= 1e-3
     assert sum(distance[-3:]) < 0.8 * sum(distance[:3]), distance
     assert sum(mean[-3:]) / 3 > sum(mean[:3]) / 3 + 0.2, mean
@@ -92,9 +89,9 @@ def _updated(world: ParallelContext, micro: int, extra: Callable | None = None) 
     student.ppo.epochs = 1
     world.accelerator.gradient_accumulation_steps = micro
     model = _model(student, world)
-    acted = _round(model.explorer, _prefix(model.explorer), 0)
+    rollout = _round(model.explorer, _prefix(model.explorer), 0)
     update = ExplorerUpdate(student.ppo, model, world, micro, 1.0)
-    batch = make_batch([acted], torch.randn(1, E, N, generator=torch.Generator().manual_seed(0)), student.ppo, world)
+    batch = make_batch(rollout, torch.randn(1, E, N, generator=torch.Generator().manual_seed(0)), student.ppo, world)
     line = update.run(batch, torch.Generator().manual_seed(0), extra)
     return line, copy.deepcopy({n: p.detach() for n, p in model.explorer.named_parameters() if p.requires_grad})
 
@@ -119,3 +116,23 @@ def test_an_extra_loss_reaches_the_explorer(world: ParallelContext) -> None:
     (plain, _), (held, _) = _updated(world, 1), _updated(world, 1, hold)
     assert seen == [E * N // 2] * 2
     assert held["grad_norm"] > 2 * plain["grad_norm"]
+
+
+def test_the_value_head_goes_on_learning_after_kl_stop_and_moves_no_policy(world: ParallelContext) -> None:
+    """Targets that are a function of what the head sees; the policy is stopped at its second minibatch."""
+    heads, policies = [], []
+    for value_epochs in (0, 60):
+        student = _student(kl_stop=1e-9, value_epochs=value_epochs)
+        model = _model(student, world)
+        prefix = _prefix(model.explorer)
+        rollout = _round(model.explorer, prefix, 0)
+        target = prefix.features[:, :8].sum(1)
+        batch = make_batch(rollout, target[None, :, None].expand(1, E, N), student.ppo, world)
+        line = ExplorerUpdate(student.ppo, model, world, 1, 1.0).run(batch, torch.Generator().manual_seed(0))
+        assert (line["kl_stopped"], line["optimizer_steps"]) == (1.0, 1.0)
+        off = (model.explorer.value_of(prefix) - target).square().mean() / target.var()
+        heads.append(float(off))
+        policies.append({k: v.clone() for k, v in model.explorer.state_dict().items() if not k.startswith("value.")})
+    assert heads[1] < 0.5 * heads[0]
+    for name, before in policies[0].items():
+        assert torch.equal(before, policies[1][name]), name
