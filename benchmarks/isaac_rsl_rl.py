@@ -11,6 +11,7 @@ on a machine that is busy with other things.
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import math
@@ -77,7 +78,8 @@ def rsl_rl_runner(env: IsaacLabEnv, cfg: Config, agent: dict[str, Any]) -> Any:
 
     torch.manual_seed(cfg.training.seed)
     env.reset(cfg.training.seed)
-    wrapped = RslRlVecEnvWrapper(env.env, clip_actions=agent["clip_actions"])
+    with torch.inference_mode():  # it resets, and our adapter has left inference tensors in the environment
+        wrapped = RslRlVecEnvWrapper(env.env, clip_actions=agent["clip_actions"])
     return OnPolicyRunner(wrapped, agent, log_dir=None, device="cpu")
 
 
@@ -120,11 +122,16 @@ def simulator(args: argparse.Namespace) -> tuple[IsaacLabEnv, Config, dict[str, 
 def measure_speed(args: argparse.Namespace) -> dict[str, Any]:
     """Both trainers in turn on one simulator: steps/s of each round, by CPU time, and their ratio.
 
-    In turn, because what else the machine does changes either by more than they differ.
+    In turn, because what else the machine does changes either by more than they differ. Each round begins with the
+    untrained policies: a step of the simulator costs what its states and resets make it cost, and a better policy has
+    other ones.
     """
     made, cfg, agent = simulator(args)
     phase = OnPolicyPhase(cfg, made, ParallelContext.create(cfg.training), 10_000, unit="iteration")
     runner = rsl_rl_runner(made, cfg, agent)
+
+    networks = (phase.policy, runner.alg.actor, runner.alg.critic)
+    untrained = [copy.deepcopy(n.state_dict()) for n in networks]
 
     def ours() -> None:
         for i in range(ROUND):
@@ -137,7 +144,9 @@ def measure_speed(args: argparse.Namespace) -> dict[str, Any]:
     steps = ROUND * agent["num_steps_per_env"] * args.num_envs
     found: dict[str, list[float]] = {"ours": [], "rsl_rl": []}
     for turn in range(args.rounds + 1):
-        for name, train in (("ours", ours), ("rsl_rl", theirs)):
+        for name, train in (("ours", ours), ("rsl_rl", theirs))[:: 1 if turn % 2 else -1]:
+            for network, state in zip(networks, untrained, strict=True):
+                network.load_state_dict(state)
             start = time.process_time()
             with contextlib.redirect_stdout(io.StringIO()):
                 train()

@@ -103,7 +103,8 @@ class GR00TActorCritic(nn.Module):
         self.vectors, self.pictures, width = observed(observation_space)
         if width > model.state_slots:
             raise ValueError(
-                f"the observation has {width} numbers, GR00T's state {model.state_slots}; choose another task"
+                f"the observation has {width} numbers, GR00T's state room for {model.state_slots}; choose another task"
+                " (or, with random weights, gr00t.size=n1.7)"
             )
         self.state_dims = width
         if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
@@ -342,7 +343,10 @@ def action_slots(dims: int, model_slots: int, names: list[str] | None, robot: Em
     """
     if names is None:
         if dims > model_slots:
-            raise ValueError(f"the task has {dims} actions and the model room for {model_slots}; choose another task")
+            raise ValueError(
+                f"the task has {dims} actions and the model room for {model_slots}; choose another task (or, with "
+                "random weights, gr00t.size=n1.7)"
+            )
         return torch.arange(dims)
     if robot is None:
         raise ValueError("gr00t.action_names needs gr00t.checkpoint, whose actions have names; leave it out")

@@ -44,7 +44,13 @@ def read_embodiment(folder: Path, version: str, tag: str) -> Embodiment:
     robots = _json(path)
     if tag not in robots:
         raise nearest(tag, sorted(robots), f"gr00t.embodiment (in {path.name})")
-    actions = (robots[tag]["statistics"] if version == "n1.5" else robots[tag])["action"]
+    robot = robots[tag]["statistics"] if version == "n1.5" else robots[tag]
+    if "action" not in robot:
+        raise ValueError(
+            f"{path}: no statistics of the actions of {tag}, so they have no scale; choose another gr00t.embodiment "
+            "or take the checkpoint's whole directory"
+        )
+    actions = robot["action"]
     names, low, high = [], [], []
     for key, numbers in actions.items():
         lower, upper = (_bound(numbers, *n, path) for n in (("q01", "min"), ("q99", "max")))
@@ -77,7 +83,8 @@ def _json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
         raise ValueError(f"{path} is not readable as JSON ({e}); copy the checkpoint again") from e
-    assert isinstance(found, dict)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object; copy the checkpoint again")
     return found
 
 

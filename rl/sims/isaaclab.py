@@ -5,7 +5,8 @@ noted below. Isaac Lab is imported by `make` only. It steps all environments of 
 there can be only one: evaluations play in the training's simulator (`evaluating`).
 
 Isaac Lab resets ended environments inside `step` and then observes, writes rewards and flags into buffers that it uses
-again, and gives actions no bounds. Letters: E environments.
+again, and gives actions no bounds. It is stepped in torch's inference mode, which makes its many small operations
+cheaper by a twentieth; what leaves here are ordinary tensors. Letters: E environments.
 """
 
 import logging
@@ -58,9 +59,10 @@ class IsaacLabEnv:
             self._seed, self._restarts = seed, -1
         self._restarts += 1
         state = np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)
-        observation, _ = self.env.reset(seed=int(state[0]) >> 1)
-        if self._random_phase:
-            self.env.episode_length_buf = torch.randint_like(self.env.episode_length_buf, high=self._length)
+        with torch.inference_mode():
+            observation, _ = self.env.reset(seed=int(state[0]) >> 1)
+            if self._random_phase:
+                self.env.episode_length_buf = torch.randint_like(self.env.episode_length_buf, high=self._length)
         self._last = copied(observation)
         return self._last
 
@@ -71,7 +73,8 @@ class IsaacLabEnv:
             raise ValueError(f"actions have shape {tuple(actions.shape)}, expected {expected}")
         if self._limit is not None:
             actions = actions.clamp(-self._limit, self._limit)
-        observation, reward, terminated, truncated, extras = self.env.step(actions.to(self.device))
+        with torch.inference_mode():
+            observation, reward, terminated, truncated, extras = self.env.step(actions.to(self.device))
         following = copied(observation)
         ended = terminated | truncated
         # Rows of "final_obs" are of this step where an episode ended in it, and stale elsewhere.

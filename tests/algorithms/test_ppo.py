@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rl.algorithms.ppo import SingleProcess
+from rl.algorithms.ppo import SingleProcess, clip_grad_norm
 from rl.config import CONFIG_DIR, Minibatches, load
 from rl.types import VectorStep
 from tests.helpers.ppo_learner import Learner, WalkEnv, preset
@@ -24,6 +24,21 @@ def learner(name: str, *overrides: str, env: Any = None) -> Learner:
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_names_existing_keys_only_of_the_block_ppo_and_trains(name: str) -> None:
     assert all(math.isfinite(v) for v in learner(name).iterate().values())
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 1e6])
+def test_gradients_are_clipped_bit_for_bit_as_torch_clips_them(max_norm: float) -> None:
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.zeros(n)) for n in (1, 7, 300)]
+    for p in ours:
+        p.grad = torch.randn_like(p)
+    theirs = [nn.Parameter(torch.zeros_like(p)) for p in ours]
+    for p, q in zip(ours, theirs, strict=True):
+        q.grad = None if p.grad is None else p.grad.clone()
+    frozen = nn.Parameter(torch.zeros(2))
+    assert torch.equal(clip_grad_norm([*ours, frozen], max_norm), nn.utils.clip_grad_norm_(theirs, max_norm))
+    assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours, theirs, strict=True))  # type: ignore[arg-type]
+    assert clip_grad_norm([frozen], max_norm) == 0
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -241,6 +241,17 @@ class TestCheckpoint:
         with pytest.raises(ValueError, match="without statistics its actions have no scale"):
             gr00t_checkpoint.read_embodiment(checkpoint, "n1.7", "panda")
 
+    def test_statistics_without_actions_are_refused(self, checkpoint: Path) -> None:
+        (checkpoint / "statistics.json").write_text(json.dumps({"panda": {"state": {}}}))
+        with pytest.raises(ValueError, match="no statistics of the actions of panda"):
+            gr00t_checkpoint.read_embodiment(checkpoint, "n1.7", "panda")
+
+    @pytest.mark.parametrize(("text", "said"), [("[1]", "no JSON object"), ("{", "not readable as JSON")])
+    def test_statistics_that_are_damaged_are_refused(self, checkpoint: Path, text: str, said: str) -> None:
+        (checkpoint / "statistics.json").write_text(text)
+        with pytest.raises(ValueError, match=said):
+            gr00t_checkpoint.read_embodiment(checkpoint, "n1.7", "panda")
+
     def test_an_unknown_robot_is_refused_with_the_nearest(self, checkpoint: Path) -> None:
         with pytest.raises(ValueError, match="did you mean panda"):
             gr00t_checkpoint.read_embodiment(checkpoint, "n1.7", "pandaa")

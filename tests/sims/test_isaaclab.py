@@ -54,6 +54,16 @@ def test_what_was_returned_is_not_written_over_by_later_steps() -> None:
     assert taken[0].observation[:, 0].tolist() == [1, 1, 1]  # type: ignore[index]
 
 
+def test_the_simulator_steps_in_inference_mode_and_what_it_hands_out_can_be_trained_on() -> None:
+    env = adapter(FakeIsaacEnv(), random_phase=True)
+    first = env.reset(0)
+    taken = steps(env, 4)
+    assert env.env.episode_length_buf.is_inference()
+    handed = [first, *(x for s in taken for x in (s.observation, s.next_observation, s.reward, s.terminated,
+                                                  s.truncated, s.valid))]  # fmt: skip
+    assert all(isinstance(x, torch.Tensor) and not x.is_inference() for x in handed)
+
+
 def test_an_end_by_time_and_by_failure_at_once_is_a_failure() -> None:
     env = adapter(FakeIsaacEnv(limit=3, fatal=3))
     env.reset(0)

@@ -10,12 +10,14 @@ import torch
 
 from rl.algorithms.ppo_rollout import Batch
 from rl.config import Config, load
+from rl.envs.arm_reach import ArmReach
 from rl.models.actor_critic import ActorCritic
 from rl.models.gr00t import GR00TActorCritic
 from rl.training import gr00t_memory, gr00t_training
 from rl.training.gr00t_training import Stages, make_policy, make_policy_optimizer
 from rl.training.on_policy_phase import OnPolicyPhase
 from rl.training.parallel_utils import ParallelContext
+from rl.training.policy_evaluation import Policy, evaluate
 from tests.training.point_env import PointEnv
 from tests.training.policy_runs import arm, lines
 
@@ -83,6 +85,29 @@ def test_it_learns_to_reach_a_point() -> None:
         p.update(i + 1)
     assert before < -5.5
     assert played() > before + 1.0
+
+
+def test_the_preset_of_the_stub_learns_to_reach_through_its_stages_and_adapters() -> None:
+    """8,192 steps of ArmReach, after which the runs of docs/results/gr00t_stub.md have come from -51 to -32."""
+    cfg = load(None, ["arm.preset=gr00t_stub", "training.device=cpu", "training.num_threads=1"], "arm")
+    env, iterations = ArmReach(cfg.ppo.num_envs, seed=0), 8
+    ctx = ParallelContext.create(cfg.training)
+    p = OnPolicyPhase(cfg, env, ctx, iterations, unit="iteration")
+
+    def played() -> float:
+        return evaluate(Policy(p.act), ArmReach(64, seed=1, random_phase=False), 64, 1).mean_return
+
+    before = played()
+    adapters = {n: w.detach().clone() for n, w in p.policy.named_parameters() if ".lora_B" in n}
+    for i in range(iterations):
+        p.collect(i)
+        p.update(i + 1)
+    after = played()
+    ctx.close()
+    assert p.stages is not None and p.stages.state_dict()["stage"] == 3
+    assert adapters and all(not torch.equal(w, adapters[n]) for n, w in p.policy.named_parameters() if n in adapters)
+    assert before < -40
+    assert after > before + 8
 
 
 class TestStages:

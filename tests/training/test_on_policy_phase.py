@@ -56,6 +56,23 @@ def train(world: ParallelContext, tmp_path: Path) -> Callable[..., OnPolicyPhase
     return run
 
 
+@pytest.mark.parametrize(("algo", "cut"), [("ppo_reach", "minibatch_size=16"), ("rsl_rl", "num_minibatches=2")])
+def test_one_process_leaves_accelerate_out_and_trains_the_same_model_bit_for_bit(
+    world: ParallelContext, algo: str, cut: str
+) -> None:
+    direct, prepared = (OnPolicyPhase(config(algo, cut), WalkEnv(E), world, total=99) for _ in "ab")
+    ppo = prepared.ppo
+    ppo.wrapped, ppo.optimizer = world.prepare(prepared.policy, ppo.optimizer)
+    ppo.parallel = world
+    lines = []
+    for phase in (direct, prepared):
+        for i in range(3):
+            phase.collect(i)
+            lines.append(phase.update(i * ROWS))
+    assert all(torch.equal(a, b) for a, b in zip(direct.policy.parameters(), prepared.policy.parameters(), strict=True))
+    assert all(lines[i][k] == lines[i + 3][k] for i in range(3) for k in ("policy_loss", "value_loss", "grad_norm"))
+
+
 def same_model(a: Path, b: Path, step: int) -> bool:
     models = [open_checkpoint(p / f"checkpoint-{step}").read("model.pt") for p in (a, b)]
     return models[0].keys() == models[1].keys() and all(torch.equal(models[0][k], models[1][k]) for k in models[0])

@@ -1,0 +1,114 @@
+"""What our presets learn on Isaac Lab tasks: the deterministic policy before, on the way and after.
+
+    .venv-isaaclab/bin/python -m benchmarks.isaac_learning
+
+Every run is a process of its own (one simulator each), goes on where it was stopped and leaves one JSON file under
+docs/results/isaac_learning; what is there is not run again. docs/results/isaac_learning.{md,json} are written last.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gr00t_stub import KEPT, untrained
+from rl.training.provenance import machine
+
+REPO = Path(__file__).resolve().parents[1]
+RESULTS = REPO / "docs" / "results"
+# Task, algorithm and iterations: short runs on one core, not what a GPU would be given.
+RUNS = {
+    "ant_ppo": ("Isaac-Ant-Direct", "PPO", 100),
+    "cartpole_fastsac": ("Isaac-Cartpole-Direct", "FASTSAC", 400),
+    "reach_ppo": ("Isaac-Reach-Franka", "PPO", 60),
+}  # fmt: skip
+
+
+def settings(name: str, args: argparse.Namespace) -> list[str]:
+    task, algorithm, iterations = RUNS[name]
+    return [
+        f"rl.task={task}", f"rl.algorithm={algorithm}", f"rl.max_iterations={iterations}",
+        f"rl.eval_every={iterations // 5}", f"rl.save_every={iterations // 5}", f"rl.final_episodes={args.episodes}",
+        f"rl.eval_episodes={args.episodes}", f"training.seed={args.seed}", "training.device=cpu",
+        "training.num_threads=1", *args.overrides,
+    ]  # fmt: skip
+
+
+def run(name: str, args: argparse.Namespace, place: Path) -> None:
+    """Both processes of one result."""
+    directory = Path(args.runs) / f"{name}_seed{args.seed}"
+    before, after = directory / "untrained.json", directory / "numbers.json"
+    print(f"--- {name}", flush=True)
+    train = [
+        sys.executable, "-m", "rl.training.train_rl", "--output_dir", str(directory), "--auto_resume", "--json",
+        str(after), *settings(name, args),
+    ]  # fmt: skip
+    measure = [
+        sys.executable, "-m", "benchmarks.isaac_learning", "--untrained", name, "--json", str(before), "--seed",
+        str(args.seed), "--episodes", str(args.episodes), *args.overrides,
+    ]  # fmt: skip
+    for command in (train, measure):
+        done = subprocess.run(command, cwd=REPO, check=False)
+        if done.returncode != 0:
+            raise SystemExit(done.returncode)
+    found, first = (json.loads((REPO / p).read_text(encoding="utf-8")) for p in (after, before))
+    numbers = {"name": name, "algorithm": found["algorithm"], "task": found["task"],
+               **{k: found[k] for k in KEPT}, "untrained": first}  # fmt: skip
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write(place, numbers)
+
+
+def write(place: Path, numbers: Any) -> None:
+    place.with_suffix(".tmp").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    place.with_suffix(".tmp").replace(place)
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    lines = [
+        "# Isaac Lab: our presets, return of the deterministic policy", "",
+        f"256 environments, one core, our own robots. Machine: {runs[0]['machine']}. Steps/s and minutes are of a busy "
+        "machine.", "",
+        "| task | algorithm | steps | untrained | on the way | trained | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for r in runs:
+        way = " ".join(f"{e['mean_return']:.2f}" for e in r["curve"])
+        lines.append(
+            f"| {r['task']} | {r['algorithm']} | {r['env_steps']:,} | {r['untrained']['mean_return']:.2f} | {way} | "
+            f"{r['mean_return']:.2f} | {r['wall_seconds'] / 60:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--episodes", type=int, default=256, help="of a measurement; at least one an environment")
+    parser.add_argument("--runs", default="outputs/isaac_learning", help="directory of the runs, from the repository")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--untrained", choices=RUNS, help="only measure this policy before training, to --json")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("overrides", nargs="*", help="block.key=value for every run")
+    args = parser.parse_args()
+    if args.untrained is not None:
+        write(args.json, untrained("rl", settings(args.untrained, args)))
+        return
+    folder = args.results / "isaac_learning"
+    for name in args.only:
+        place = folder / f"{name}_seed{args.seed}.json"
+        if not place.is_file():
+            run(name, args, place)
+    runs = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))]
+    text = table(runs)
+    command = f"python -m benchmarks.isaac_learning {shlex.join(sys.argv[1:])}".strip()
+    (args.results / "isaac_learning.md").write_text(text, encoding="utf-8")
+    write(args.results / "isaac_learning.json", {"command": command, "machine": machine(), "runs": runs})
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
