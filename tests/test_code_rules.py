@@ -16,7 +16,8 @@ OWN = [p for p in SOURCES if p.relative_to(REPO).parts[0] in PACKAGES]
 # module -> the only places that may import it
 SOLE_IMPORTERS = {
     "accelerate": ("rl/training/parallel_utils.py",),
-    "torch.distributed": ("rl/training/parallel_utils.py", "rl/training/sharding.py"),
+    # Splitting over ranks is a part of parallel_utils, in files of their own.
+    "torch.distributed": ("rl/training/parallel_utils.py", "rl/training/sharding.py", "rl/training/deepspeed_zero.py"),
     "omegaconf": ("rl/config/loading.py",),
     "yaml": ("rl/config/loading.py",),
     "sapien": ("rl/sims/",),
