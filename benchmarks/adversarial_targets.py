@@ -23,11 +23,16 @@ SIZE = (
     "adversarial.warmup_iterations=2", "adversarial.wm_updates_per_iter=40", "adversarial.held_out.every=4",
     "adversarial.reward_refresh_every=2", "adversarial.pool_every=2",
 )  # fmt: skip
+AGAINST = ("control", "teacher")
 SIGNS = ("action_std", "reward_std", "token_top_share")
 
 
 def train(args: argparse.Namespace, seed: int, name: str, *extra: str) -> Path:
+    """Its directory; what has been compared is not started again."""
     directory = Path(args.runs).resolve() / f"{name}_seed{seed}"
+    game = directory.with_name(f"game_seed{seed}")
+    if all(comparison(game, against).is_file() for against in AGAINST):
+        return directory
     start(
         "rl.training.train_adversarial_rl", "--teacher_checkpoint", args.teacher, "--student_checkpoint", args.student,
         "--output_dir", str(directory), "--total_iterations", str(args.iterations), "--seed", str(seed),
@@ -48,8 +53,12 @@ def control() -> list[str]:
     ]  # fmt: skip
 
 
+def comparison(game: Path, against: str) -> Path:
+    return game / f"against_{against}.json"
+
+
 def compare(args: argparse.Namespace, game: Path, other: str, against: str) -> dict[str, Any]:
-    place = game / f"against_{against}.json"
+    place = comparison(game, against)
     if not place.is_file():
         start(
             "rl.training.evaluate_rl", "--phase", "adversarial", "--checkpoint", str(game), "--teacher_checkpoint",
@@ -78,7 +87,7 @@ def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        for against in ("control", "teacher"):
+        for against in AGAINST:
             c = row[against]
             cells = [c["explorer"][WORST], c["explorer"][ALL], c["random"][ALL]]
             said = [f"{x['ratio']['mean']:.3f} [{x['ratio']['low']:.3f}, {x['ratio']['high']:.3f}]" for x in cells]
