@@ -9,21 +9,18 @@ again, so the command can be stopped and given again. At the end docs/results/gr
 """
 
 import argparse
-import json
 import shlex
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runs import REPO, RESULTS, publish, read, start, write
 from rl.config import intervals, load, policy_run
 from rl.training.parallel_utils import ParallelContext
 from rl.training.policy_phase import PolicyPhase
 from rl.training.provenance import machine
 
-REPO = Path(__file__).resolve().parents[1]
-RESULTS = REPO / "docs" / "results"
 KEPT = ("seed", "env_steps", "episodes", "success_rate", "success_interval", "mean_return", "return_std",
         "steps_per_second", "wall_seconds", "curve", "machine", "command")  # fmt: skip
 MEASURED = ("success_rate", "success_interval", "mean_return", "return_std")
@@ -56,20 +53,12 @@ def run(args: argparse.Namespace, seed: int, place: Path) -> None:
     """One training run; `place` gets its numbers."""
     directory = Path(args.runs) / f"seed{seed}"
     measured = directory / "numbers.json"
-    command = [
-        sys.executable, "-m", "rl.training.train_arm", "--output_dir", str(directory), "--auto_resume", "--json",
-        str(measured), f"arm.save_every={args.steps // 6}", *settings(args, seed),
-    ]  # fmt: skip
-    print(f"--- seed {seed}", flush=True)
-    done = subprocess.run(command, cwd=REPO, check=False)
-    if done.returncode != 0:
-        raise SystemExit(done.returncode)
-    found = json.loads((REPO / measured).read_text(encoding="utf-8"))
-    numbers = {**{k: found[k] for k in KEPT}, "untrained": untrained("arm", settings(args, seed))}
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_suffix(".tmp")
-    partial.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    partial.replace(place)
+    start(
+        "rl.training.train_arm", "--output_dir", str(directory), "--auto_resume", "--json", str(measured),
+        f"arm.save_every={args.steps // 6}", *settings(args, seed),
+    )  # fmt: skip
+    found = read(REPO / measured)
+    write(place, {**{k: found[k] for k in KEPT}, "untrained": untrained("arm", settings(args, seed))})
 
 
 def table(runs: list[dict[str, Any]]) -> str:
@@ -108,13 +97,10 @@ def main() -> None:
         if not place.is_file():
             run(args, seed, place)
     files = sorted((args.results / "gr00t_stub").glob("*.json"))
-    runs = [json.loads(p.read_text(encoding="utf-8")) for p in files]
-    text = table(runs)
+    runs = [read(p) for p in files]
     summary = {"command": f"python -m benchmarks.gr00t_stub {shlex.join(sys.argv[1:])}".strip(), "machine": machine(),
                "runs": runs}  # fmt: skip
-    (args.results / "gr00t_stub.md").write_text(text, encoding="utf-8")
-    (args.results / "gr00t_stub.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    print(text)
+    publish(args.results / "gr00t_stub.md", args.results / "gr00t_stub.json", table(runs), summary)
 
 
 if __name__ == "__main__":

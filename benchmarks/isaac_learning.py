@@ -7,18 +7,15 @@ docs/results/isaac_learning; what is there is not run again. docs/results/isaac_
 """
 
 import argparse
-import json
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gr00t_stub import KEPT, untrained
+from benchmarks.runs import REPO, RESULTS, publish, read, start, write
 from rl.training.provenance import machine
 
-REPO = Path(__file__).resolve().parents[1]
-RESULTS = REPO / "docs" / "results"
 # Task, algorithm and iterations: short runs on one core, not what a GPU would be given.
 RUNS = {
     "ant_ppo": ("Isaac-Ant-Direct", "PPO", 100),
@@ -41,29 +38,18 @@ def run(name: str, args: argparse.Namespace, place: Path) -> None:
     """Both processes of one result."""
     directory = Path(args.runs) / f"{name}_seed{args.seed}"
     before, after = directory / "untrained.json", directory / "numbers.json"
-    print(f"--- {name}", flush=True)
-    train = [
-        sys.executable, "-m", "rl.training.train_rl", "--output_dir", str(directory), "--auto_resume", "--json",
-        str(after), *settings(name, args),
-    ]  # fmt: skip
-    measure = [
-        sys.executable, "-m", "benchmarks.isaac_learning", "--untrained", name, "--json", str(before), "--seed",
-        str(args.seed), "--episodes", str(args.episodes), *args.overrides,
-    ]  # fmt: skip
-    for command in (train, measure):
-        done = subprocess.run(command, cwd=REPO, check=False)
-        if done.returncode != 0:
-            raise SystemExit(done.returncode)
-    found, first = (json.loads((REPO / p).read_text(encoding="utf-8")) for p in (after, before))
+    start(
+        "rl.training.train_rl", "--output_dir", str(directory), "--auto_resume", "--json", str(after),
+        *settings(name, args),
+    )  # fmt: skip
+    start(
+        "benchmarks.isaac_learning", "--untrained", name, "--json", str(before), "--seed", str(args.seed),
+        "--episodes", str(args.episodes), *args.overrides,
+    )  # fmt: skip
+    found, first = read(REPO / after), read(REPO / before)
     numbers = {"name": name, "algorithm": found["algorithm"], "task": found["task"],
                **{k: found[k] for k in KEPT}, "untrained": first}  # fmt: skip
-    place.parent.mkdir(parents=True, exist_ok=True)
     write(place, numbers)
-
-
-def write(place: Path, numbers: Any) -> None:
-    place.with_suffix(".tmp").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    place.with_suffix(".tmp").replace(place)
 
 
 def table(runs: list[dict[str, Any]]) -> str:
@@ -102,12 +88,10 @@ def main() -> None:
         place = folder / f"{name}_seed{args.seed}.json"
         if not place.is_file():
             run(name, args, place)
-    runs = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("*.json"))]
-    text = table(runs)
+    runs = [read(p) for p in sorted(folder.glob("*.json"))]
     command = f"python -m benchmarks.isaac_learning {shlex.join(sys.argv[1:])}".strip()
-    (args.results / "isaac_learning.md").write_text(text, encoding="utf-8")
-    write(args.results / "isaac_learning.json", {"command": command, "machine": machine(), "runs": runs})
-    print(text)
+    data = {"command": command, "machine": machine(), "runs": runs}
+    publish(args.results / "isaac_learning.md", args.results / "isaac_learning.json", table(runs), data)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,35 @@ def test_the_readme_shows_the_measured_numbers_of_the_teacher() -> None:
         assert len(printed) == 3 and any(all(map(shown, printed, t)) for t in triples), f"{label}: {value}"
 
 
+def runs_of(name: str) -> list[dict]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["runs"]
+
+
+def check_seeds(row: list[str], values: list[dict[str, float]], keys: tuple[str, ...]) -> None:
+    """A label, then one cell a seed that prints these keys."""
+    assert len(row) == len(values) + 1
+    for cell, value in zip(row[1:], values, strict=True):
+        printed = NUMBER.findall(cell)
+        assert len(printed) == len(keys) and all(map(shown, printed, (value[k] for k in keys))), row
+
+
+def test_the_readme_shows_the_measured_numbers_of_the_student() -> None:
+    runs = [run["explorer"] for run in runs_of("student_targets")]
+    rows = rows_after((REPO / "README.md").read_text(encoding="utf-8"), "Student, 480 episodes")
+    measures = ("explore/objects_moved", "explore/wrist_voxels")
+    for row, measure in zip(rows[:2], measures, strict=True):
+        check_seeds(row, [r["against_random"][measure]["ratio"] for r in runs], ("mean", "low", "high"))
+    check_seeds(rows[2], [r["risen"]["return_raw_disagreement"] for r in runs], ("low", "high"))
+
+
+def test_the_readme_shows_the_measured_numbers_of_the_game() -> None:
+    runs = [run["control"] for run in runs_of("adversarial_targets")]
+    rows = rows_after((REPO / "README.md").read_text(encoding="utf-8"), "Adversarial, a short game")
+    kinds = (("explorer", "frame/nll"), ("explorer", "robust/nll_worst_frames"), ("random", "frame/nll"))
+    for row, (whose, measure) in zip(rows, kinds, strict=True):
+        check_seeds(row, [r[whose][measure]["ratio"] for r in runs], ("mean", "low", "high"))
+
+
 def test_the_readme_shows_the_measured_speed_of_simulator_and_first_command() -> None:
     readme = (REPO / "README.md").read_text(encoding="utf-8")
     speed = json.loads((RESULTS / "sim_speed.json").read_text(encoding="utf-8"))["speed"]

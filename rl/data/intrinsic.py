@@ -25,6 +25,11 @@ def memory_divergence(full_MH: Tensor, wrist_MH: Tensor) -> Tensor:
     return (distance / size.clamp_min(1e-8)).mean(-1)
 
 
+def potential(rewards: StudentRewardsConfig, divergence: Tensor) -> Tensor:
+    """Phi of states: their memory divergence, with the sign of `divergence_sign`."""
+    return divergence if rewards.divergence_sign is DivergenceSign.seek else -divergence
+
+
 def potential_reward(potential_EN1: Tensor, gamma: float) -> Tensor:
     """gamma * Phi(s') - Phi(s) (Ng et al. 1999): (E, N + 1) -> (E, N). Its discounted sum telescopes to
     gamma^N Phi(s_N) - Phi(s_0), so a constant potential is no income. The last potential counts also where time ends
@@ -52,9 +57,8 @@ def reward_components(
     divergence_ET1: (E, T + 1) of the states before each step and after the last. uncertainty: by kind (E, T), entropy
     always, disagreement with an ensemble. actions_ETA: executed.
     """
-    sign = 1.0 if rewards.divergence_sign is DivergenceSign.seek else -1.0
     components = {
-        "memory_divergence": potential_reward(sign * divergence_ET1[:, ::chunk], gamma),
+        "memory_divergence": potential_reward(potential(rewards, divergence_ET1[:, ::chunk]), gamma),
         "action_rate": sum_over_decisions(action_rate(actions_ETA, action_mask_A), chunk),
     }
     return components | {kind: sum_over_decisions(x, chunk) for kind, x in uncertainty.items()}

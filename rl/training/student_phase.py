@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from f1_vla.policy import F1Policy
-from rl.config import Config, DivergenceSign
+from rl.config import Config
 from rl.data.episode_buffer import EpisodeBuffer
 from rl.data.intrinsic import (
     Components,
     ReturnScale,
     credited_reward,
     normalised_names,
+    potential,
     reward_components,
     total_reward,
 )
@@ -133,8 +134,7 @@ class StudentPhase:
     def _credited(self, reward: Tensor, scaled: Components, scores: Scores) -> Tensor:
         """What PPO learns from, (R x E, N)."""
         r, name = self.cfg.student.rewards, "memory_divergence"
-        sign = 1.0 if r.divergence_sign is DivergenceSign.seek else -1.0
-        last = (sign * scores.divergence[:, -1] / self.scale.std(name)).clamp(-r.clip, r.clip)
+        last = (potential(r, scores.divergence[:, -1]) / self.scale.std(name)).clamp(-r.clip, r.clip)
         return credited_reward(r, reward, scaled[name], last, self.cfg.student.ppo.gamma)
 
     def _update_scale(self, raw: Components) -> None:
