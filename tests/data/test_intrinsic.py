@@ -36,7 +36,7 @@ def test_divergence_is_the_distance_relative_to_the_sizes_averaged_over_layers()
 def test_a_potential_pays_out_its_change_and_nothing_else(gamma: float, steps: int, seed: int) -> None:
     phi = torch.rand(2, steps + 1, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     rewards = potential_reward(phi, gamma)
-    discounted = (rewards * gamma ** torch.arange(steps)).sum(1)
+    discounted = (rewards * gamma ** torch.arange(steps, dtype=torch.float64)).sum(1)
     torch.testing.assert_close(discounted, gamma**steps * phi[:, -1] - phi[:, 0])
 
 
@@ -54,7 +54,7 @@ def test_crediting_the_last_gap_changes_a_return_by_the_potential_of_its_first_s
         StudentRewardsConfig(memory_divergence_weight=weight), whole, potential, phi[:, -1], gamma
     )
     for t in range(steps):
-        discount = gamma ** torch.arange(steps - t)
+        discount = gamma ** torch.arange(steps - t, dtype=torch.float64)
         there, here = (credited[:, t:] * discount).sum(1), (whole[:, t:] * discount).sum(1)
         torch.testing.assert_close(there, here + weight * phi[:, t])
     torch.testing.assert_close(credited[:, :-1], other[:, :-1])

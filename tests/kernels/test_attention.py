@@ -55,7 +55,7 @@ def problems(draw):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None)
 @given(problem=problems())
 def test_backend_equals_brute_force_and_gives_zero_rows_where_nothing_is_seen(backend, problem):
     q, k, v, mask = problem
@@ -63,7 +63,7 @@ def test_backend_equals_brute_force_and_gives_zero_rows_where_nothing_is_seen(ba
     torch.testing.assert_close(out, brute_force(q, k, v, mask, 0.7), atol=1e-12, rtol=1e-9)
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None)
 @given(problem=problems())
 def test_visible_is_the_definition(problem):
     mask = problem[3]

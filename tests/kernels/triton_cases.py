@@ -136,7 +136,7 @@ def check_strided_inputs_and_compilation_change_nothing():
     assert all(torch.equal(s.grad, t.grad) for s, t in zip((a, b, c), x, strict=True))
 
 
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 18), min_size=1, max_size=4).filter(any),
     cached=st.sampled_from([0, 1, 15, 16, 17]),

@@ -121,7 +121,7 @@ def test_damage_to_any_file_falls_back_to_the_previous_checkpoint_and_says_so(
     assert names(tmp_path) == ["checkpoint-1", "checkpoint-2"]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_single_bit_of_a_checkpoint_can_change_unnoticed(
     manager: CheckpointManager, tmp_path: Path, data: st.DataObject

@@ -67,6 +67,26 @@ def test_every_iteration_has_one_line_with_every_component_raw(student_run: Path
         assert 0 < line["student/reward_raw_entropy"] <= np.log(32)
 
 
+def test_ppo_gets_all_of_the_divergence_at_the_last_decision(
+    teacher_with_heads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only reward of this run is the potential. What it telescopes to is paid at the end, and nothing before."""
+    seen, update = [], student_phase.StudentPhase.update
+
+    def watched(self: student_phase.StudentPhase, progress: float) -> dict[str, float]:
+        seen.append(self.reward_REN.clone())
+        return update(self, progress)
+
+    monkeypatch.setattr(student_phase.StudentPhase, "update", watched)
+    alone = [f"student.rewards.{x}_weight=0" for x in ("wm_uncertainty", "action_rate")]
+    argv = flags(teacher_with_heads, tmp_path / "run", 2, "training.video_save_every=0", *alone)
+    assert run_here(main, argv, "student") == 0
+    (rewards,) = seen
+    assert rewards.shape == (1, ENVS, STEPS)
+    torch.testing.assert_close(rewards[..., :-1], torch.zeros(1, ENVS, STEPS - 1), rtol=0, atol=1e-6)
+    assert (rewards[..., -1] > 1e-3).all()
+
+
 def test_only_the_explorer_moves_and_the_world_model_stays_that_of_the_teacher(
     student_run: Path, teacher_with_heads: Path
 ) -> None:
