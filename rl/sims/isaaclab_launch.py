@@ -38,7 +38,8 @@ def make(
     task: str, num_envs: int, device: torch.device | str, seed: int, cfg: IsaacLabConfig, random_phase: bool
 ) -> IsaacLabEnv:
     """Raises ValueError for a missing installation, an unknown task, one that needs Isaac Sim where that is not
-    installed, a physics preset it does not have and more environments than fit the memory."""
+    installed, a physics preset it does not have, a robot that is not there and more environments than fit the memory.
+    """
     check_installed(task)
     if num_envs < 1:
         raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
@@ -52,6 +53,11 @@ def make(
         if "out of memory" in str(e).lower() or isinstance(e, MemoryError):
             raise ValueError(f"{num_envs} environments of {task} do not fit the memory ({e}); lower --num_envs") from e
         raise
+    except FileNotFoundError as e:
+        raise ValueError(
+            f"{task} needs a file that is not there: {e}. This project builds cartpole, ant and Franka for itself; set "
+            "isaaclab.asset_root to a folder with NVIDIA's assets for other robots"
+        ) from e
     finally:
         log.debug("Isaac Lab said:\n%s", said.getvalue())
     env.reset(seed=seed)  # the very first reset draws other numbers than all later ones with its seed
@@ -91,6 +97,7 @@ def configured(task: str, num_envs: int, device: torch.device, seed: int, cfg: I
     try:
         env_cfg = parse_env_cfg(task, device=place, num_envs=num_envs, overrides=[f"presets={cfg.physics}"])
     except ValueError as e:  # an unknown preset; the message lists those that exist
+        refuse_without_isaac_sim(task, parse_env_cfg(task, device=place, num_envs=num_envs))
         raise ValueError(f"isaaclab.physics={cfg.physics} does not fit {task}: {e}") from e
     if not isinstance(env_cfg, DirectRLEnvCfg | ManagerBasedRLEnvCfg):
         raise ValueError(f"{task} is no task for one policy; choose a DirectRLEnv or ManagerBasedRLEnv task")
@@ -107,6 +114,7 @@ def refuse_without_isaac_sim(task: str, env_cfg: Any) -> None:
 
     if scan(env_cfg, {}).needs_kit and importlib.util.find_spec("isaacsim") is None:
         raise ValueError(
-            f"{task} needs the full simulator (Isaac Sim: its PhysX or its renderer), which is not installed and needs "
-            "an RTX GPU: `.venv-isaaclab/bin/pip install isaacsim`, or choose a task with the preset newton_mjwarp"
+            f"{task}, set up like this, needs the full simulator (Isaac Sim: its PhysX or its renderer), which is not "
+            "installed and needs an RTX GPU: `.venv-isaaclab/bin/pip install isaacsim`, or take a task that has the "
+            f"preset {IsaacLabConfig().physics}"
         )

@@ -104,9 +104,15 @@ def test_pictures_show_the_robot_and_change_when_it_moves(env: IsaacLabEnv) -> N
         ("Isaac-Cartpole-Dierct", {}, "did you mean Isaac-Cartpole-Direct"),
         (TASK, {"physics": "newton_mjwrap"}, "isaaclab.physics=newton_mjwrap"),
         (TASK, {"physics": "isaacsim_physx"}, "needs the full simulator"),
+        ("IsaacContrib-Factory-PegInsert-Direct", {}, "needs the full simulator"),  # has no other physics
         ("Isaac-Pendulum-MARL-Direct", {}, "no task for one policy"),
     ],
 )
 def test_what_cannot_be_run_is_refused(task: str, settings: dict[str, str], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         isaaclab_launch.configured(task, 4, torch.device("cpu"), 0, IsaacLabConfig(**settings))
+
+
+def test_a_robot_that_is_not_there_is_refused_by_its_file() -> None:
+    with pytest.raises(ValueError, match=r"anymal_d\.usd.*isaaclab\.asset_root"):
+        isaaclab_launch.make("Isaac-Velocity-Rough-AnymalD", 2, "cpu", 0, IsaacLabConfig(), random_phase=False)
