@@ -14,6 +14,7 @@ UInt8Array = npt.NDArray[np.uint8]
 FloatArray = npt.NDArray[np.float32]
 Int8Array = npt.NDArray[np.int8]
 TensorTree = torch.Tensor | dict[str, torch.Tensor]  # one observation, or several by name
+PRIVILEGED = "critic"  # entry of a Dict observation (or critic_...) that the critic sees instead of the others
 
 
 class Observation(TypedDict, total=False):

@@ -69,6 +69,8 @@ def test_settings_that_exclude_each_other_are_refused() -> None:
         C.load(None, ["arm.vision=true", "arm.physics=true"], "arm")
     with pytest.raises(ValueError, match="reach_bonus"):
         C.load(None, ["arm.vision=true", "arm.reach_bonus=true"], "arm")
+    with pytest.raises(ValueError, match=r"arm\.privileged_critic is for arm\.vision"):
+        C.load(None, ["arm.privileged_critic=true"], "arm")
     with pytest.raises(ValueError, match=r"arm\.image_size is 20 px"):
         C.load(None, ["arm.image_size=20"], "arm")
 

@@ -30,6 +30,7 @@ class TaskOptions:
     reach_bonus: bool = False  # arm tasks but vision
     image_size: int = 64  # vision
     frame_stack: int = 4  # vision
+    privileged_critic: bool = False  # vision
     render: bool = False  # gymnasium: `render()` gives pictures
     processes: SupervisionConfig | None = None  # simulators in supervised processes; None: in this one
     isaaclab: IsaacLabConfig = field(default_factory=IsaacLabConfig)  # Isaac Lab
@@ -66,7 +67,10 @@ def make_vector_env(
         return _gymnasium(task, num_envs, device, seed, options)
     chosen: dict[str, Any] = {"random_phase": options.random_phase}
     if task in PIXEL_TASKS:
-        chosen |= {"image_size": options.image_size, "frame_stack": options.frame_stack}
+        chosen |= {
+            "image_size": options.image_size, "frame_stack": options.frame_stack,
+            "privileged_critic": options.privileged_critic,
+        }  # fmt: skip
     else:
         chosen |= {"reach_bonus": options.reach_bonus}
     if task in SIMULATED_TASKS:

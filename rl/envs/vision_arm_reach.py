@@ -1,5 +1,7 @@
 """`VisionArmReach-v1`: ArmReach seen by three cameras. The target is in the pictures only.
 
+A critic may be shown more than the actor (asymmetric actor-critic, Pinto et al. 2017): it is not needed to act.
+
 Letters: E environments, N frames of the stack, C = 9 channels of a frame (front, side, top; RGB each), H = W pixels.
 """
 
@@ -16,7 +18,7 @@ from rl.envs import franka_kinematics as franka
 from rl.envs.arm_reach import ArmReach
 from rl.envs.supervised_sims import SupervisedArmScene
 from rl.envs.vector import check_state_keys
-from rl.types import TensorTree, VectorStep
+from rl.types import PRIVILEGED, TensorTree, VectorStep
 
 CHANNELS = 9
 BODY = slice(0, 17)  # of an ArmReach observation: joints, velocities, tool; what the robot knows of itself
@@ -26,7 +28,8 @@ class VisionArmReach:
     """Implements `rl.envs.vector.VectorEnv`.
 
     Observation: `pixels` (E, N * 9, H, W) uint8, oldest frame first, at the start of an episode the first frame
-    repeated; `state` (E, 17) float32, joints, velocities and tool. One scene draws all environments in turn.
+    repeated; `state` (E, 17) float32, joints, velocities and tool; with `privileged_critic` also `critic` (E, 21), the
+    observation of ArmReach with the target in it. One scene draws all environments in turn.
     """
 
     max_episode_steps: int | None = arm_reach.HORIZON
@@ -34,7 +37,8 @@ class VisionArmReach:
 
     def __init__(
         self, num_envs: int, device: torch.device | str = "cpu", *, seed: int = 0, random_phase: bool = True,
-        image_size: int = 64, frame_stack: int = 4, processes: SupervisionConfig | None = None,
+        image_size: int = 64, frame_stack: int = 4, privileged_critic: bool = False,
+        processes: SupervisionConfig | None = None,
     ) -> None:  # fmt: skip
         """`processes`: the scene lives in a supervised process of its own.
 
@@ -48,12 +52,12 @@ class VisionArmReach:
         self._scene = _scene(image_size, gpu, processes)
         self._shape = (frame_stack, CHANNELS, image_size, image_size)
         whole = self._arm.observation_space
-        self.observation_space = spaces.Dict(
-            {
-                "pixels": spaces.Box(0, 255, (frame_stack * CHANNELS, image_size, image_size), np.uint8),
-                "state": spaces.Box(whole.low[BODY], whole.high[BODY]),
-            }
-        )
+        seen: dict[str, spaces.Space] = {
+            "pixels": spaces.Box(0, 255, (frame_stack * CHANNELS, image_size, image_size), np.uint8),
+            "state": spaces.Box(whole.low[BODY], whole.high[BODY]),
+        }
+        self._privileged_critic = privileged_critic
+        self.observation_space = spaces.Dict(seen | ({PRIVILEGED: whole} if privileged_critic else {}))
         self.action_space = self._arm.action_space
         self._stack = torch.empty(0)
 
@@ -116,7 +120,8 @@ class VisionArmReach:
         return frames[:, None].expand(-1, *self._shape).contiguous()
 
     def _observation(self, state: Tensor, stack: Tensor) -> TensorTree:
-        return {"pixels": stack.flatten(1, 2).to(self.device), "state": state[:, BODY].to(self.device)}
+        seen = {"pixels": stack.flatten(1, 2).to(self.device), "state": state[:, BODY].to(self.device)}
+        return seen | {PRIVILEGED: state.to(self.device)} if self._privileged_critic else seen
 
 
 def _scene(image_size: int, gpu: int | None, processes: SupervisionConfig | None) -> Any:

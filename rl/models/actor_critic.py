@@ -13,9 +13,8 @@ from rl.models.keypoints import KeypointEncoder
 from rl.models.linear import Linear
 from rl.models.mlp import mlp, orthogonal_
 from rl.models.recurrent import ResettingLSTM, State
-from rl.types import TensorTree
+from rl.types import PRIVILEGED, TensorTree
 
-PRIVILEGED = "critic"  # entry of a Dict observation (or critic_...) that the critic sees instead of the others
 ACTION_MASK = "action_mask"  # entry of a Dict observation: bool or int8 (B, P), 0 where an action is not allowed
 
 
@@ -100,7 +99,8 @@ class ActorCritic(nn.Module):
         self.actor_head = Linear(last, self.distribution.outputs)
         self.critic_head = Linear(cfg.hidden[-1] if cfg.hidden else seen, 1)
         # With a common encoder or trunk the value costs little more than the action; else it is computed in one batch.
-        self.value_with_action = cfg.shared or cfg.lstm > 0 or len(self.encoder.pictures) > 0
+        common = cfg.shared or cfg.lstm > 0 or len(self.encoder.pictures) > 0
+        self.value_with_action = common and self.critic_encoder is None
         self.masked = isinstance(observation_space, gym.spaces.Dict) and ACTION_MASK in observation_space.spaces
         if self.masked and isinstance(self.distribution, Gaussian):
             raise ValueError("an action_mask needs discrete actions")

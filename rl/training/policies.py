@@ -27,7 +27,9 @@ def task_options(cfg: Config, run: str, *, random_phase: bool = True, render: bo
     if run == "rl":
         return TaskOptions(random_phase=random_phase, render=render, processes=processes, isaaclab=cfg.isaaclab)
     arm = cfg.arm
-    return TaskOptions(random_phase, arm.reach_bonus, arm.image_size, arm.frame_stack, render, processes)
+    return TaskOptions(
+        random_phase, arm.reach_bonus, arm.image_size, arm.frame_stack, arm.privileged_critic, render, processes
+    )
 
 
 def num_envs(cfg: Config, run: str) -> int:

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from rl.config import Encoder, PPONetworkConfig
 from rl.envs.arm_expert import expert_actions
 from rl.envs.arm_reach import HORIZON, JOINTS, TARGET, ArmReach
 from rl.envs.arm_reach_physics import ArmReachPhysics
 from rl.envs.vision_arm_reach import VisionArmReach
+from rl.models.actor_critic import ActorCritic
 
 
 def actions(count: int, seed: int) -> torch.Tensor:
@@ -66,6 +68,23 @@ def test_the_cameras_see_the_same_task_and_hide_the_target_from_the_numbers() ->
         assert torch.equal(step.reward, expected.reward)
         assert torch.equal(step.observation["state"], expected.observation[:, :17])
         assert vision.observation_space.contains({k: v[0].numpy() for k, v in step.observation.items()})
+    vision.close()
+
+
+def test_a_privileged_critic_sees_what_arm_reach_shows_and_the_actor_does_not() -> None:
+    arm, vision = ArmReach(2), VisionArmReach(2, image_size=40, frame_stack=1, privileged_critic=True)
+    seen, whole = vision.reset(7), arm.reset(7)
+    assert isinstance(seen, dict) and torch.equal(seen["critic"], whole)
+    for t in range(HORIZON):
+        expected, step = arm.step(actions(2, t)), vision.step(actions(2, t))
+        assert isinstance(step.observation, dict) and isinstance(step.next_observation, dict)
+        assert torch.equal(step.observation["critic"], expected.observation)
+        assert torch.equal(step.next_observation["critic"], expected.next_observation)
+    policy = ActorCritic(vision.observation_space, vision.action_space, PPONetworkConfig(encoder=Encoder.keypoints))
+    begins = torch.zeros(2, dtype=torch.bool)
+    action, _ = policy.best(step.observation, None, begins)
+    without = {k: v for k, v in step.observation.items() if k != "critic"}
+    assert torch.equal(policy.best(without, None, begins)[0], action)
     vision.close()
 
 
