@@ -1,9 +1,9 @@
 """Does phase 2 explore? `python -m benchmarks.student_targets --teacher DIR [--seeds N] [--train_episodes K]`.
 
 For each seed an explorer is trained and then compared with random actions in the same held-out scenes, for as many
-steps and with the same action scale. With --screen two more explorers a seed are trained in front of a noisy screen,
-rewarded by entropy or by disagreement alone. Runs continue where they were stopped, so the command can be stopped and
-given again. Writes docs/results/student_targets.{md,json}.
+steps and with the same action scale. With --screen_teacher, a teacher trained beside a noisy screen, two more
+explorers a seed are trained beside it, rewarded by entropy or by disagreement alone. Runs continue where they were
+stopped, so the command can be stopped and given again. Writes docs/results/student_targets.{md,json}.
 """
 
 import argparse
@@ -30,14 +30,14 @@ IN_VIEW = "explore/screen_in_view"
 
 
 def explorer(
-    args: argparse.Namespace, seed: int, name: str, train_episodes: int, episodes: int, *extra: str
+    args: argparse.Namespace, teacher: str, seed: int, name: str, train_episodes: int, episodes: int, *extra: str
 ) -> dict[str, Any]:
     """Trains and evaluates one; numbers are there when it was done before."""
     directory = Path(args.runs).resolve() / f"{name}_seed{seed}"
     numbers = directory / "evaluation.json"
     if not numbers.is_file():
         start(
-            "rl.training.train_student_rl", "--teacher_path", args.teacher, "--output_dir", str(directory),
+            "rl.training.train_student_rl", "--teacher_path", teacher, "--output_dir", str(directory),
             "--num_episodes", str(train_episodes), "--num_envs", str(args.num_envs), "--seed", str(seed),
             "--auto_resume", "training.save_every=200", "training.video_save_every=0", "training.sample_save_every=0",
             *SIZE, *extra, *args.overrides,
@@ -133,7 +133,8 @@ def screen(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     runs = {}
     for kind in ("entropy", "disagreement"):
         extra = ("--mixed_precision", "bf16", SCREEN, ALONE, f"student.rewards.uncertainty={kind}")
-        run = explorer(args, seed, f"screen_{kind}", args.screen_train_episodes, args.screen_episodes, *extra)
+        name, teacher = f"screen_{kind}", args.screen_teacher
+        run = explorer(args, teacher, seed, name, args.screen_train_episodes, args.screen_episodes, *extra)
         numbers = read(Path(args.runs) / f"screen_{kind}_seed{seed}" / "evaluation.json")
         runs[kind] = run | {"screen_in_view": numbers["measures"][IN_VIEW]["mean"]}
     return runs
@@ -146,7 +147,7 @@ def main() -> None:
     parser.add_argument("--train_episodes", type=int, default=480)
     parser.add_argument("--num_envs", type=int, default=8)
     parser.add_argument("--episodes", type=int, default=40, help="held-out ones")
-    parser.add_argument("--screen", action="store_true", help="also train in front of a noisy screen")
+    parser.add_argument("--screen_teacher", default=None, help="also train beside a noisy screen, which it knows")
     parser.add_argument("--screen_train_episodes", type=int, default=240)
     parser.add_argument("--screen_episodes", type=int, default=16, help="held-out ones")
     parser.add_argument("--runs", default="outputs/student_targets")
@@ -156,9 +157,9 @@ def main() -> None:
     for seed in range(args.seeds):
         row: dict[str, Any] = {
             "seed": seed,
-            "explorer": explorer(args, seed, "explorer", args.train_episodes, args.episodes),
+            "explorer": explorer(args, args.teacher, seed, "explorer", args.train_episodes, args.episodes),
         }
-        if args.screen:
+        if args.screen_teacher is not None:
             row["screen"] = screen(args, seed)
         rows.append(row)
         data = {"command": vars(args), "machine": machine(), "runs": rows}
