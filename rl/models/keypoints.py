@@ -12,13 +12,12 @@ from torch import Tensor, nn
 CELL = 3  # px a side; cells do not overlap
 KEYPOINTS = 16  # of a picture
 SHARPNESS = 60.0  # initial factor of the logits of the soft-argmax
-SCALE = 3.0  # of the result: other inputs have a std of 1, a small object moves a keypoint by a tenth of a picture
 SMALLEST = 24  # px
 WORD = 8  # bytes that are compared at once
 
 
 class KeypointEncoder(nn.Module):
-    """(B, C, H, W) uint8 -> (B, P * K * 2) float32: x and y of every keypoint, from -3 (left, top) to 3.
+    """(B, C, H, W) uint8 -> (B, P * K * 2) float32: x and y of every keypoint, from -1 (left, top) to 1.
 
     All pictures of a row go through the same filters: C / 3 pictures of three colours, or C of one when 3 does not
     divide C. A keypoint is the mean place of one filter's response under the softmax over its cells, so a small object
@@ -55,7 +54,7 @@ class KeypointEncoder(nn.Module):
         else:
             different, which = self._distinct(pictures)
             points = self.points(different)[which]
-        return SCALE * points.reshape(pixels.shape[0], self.width)
+        return points.reshape(pixels.shape[0], self.width)
 
     def points(self, pictures: Tensor) -> Tensor:
         """(N, k, H, W) -> (N, K * 2) from -1 (left, top) to 1."""

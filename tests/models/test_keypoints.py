@@ -9,7 +9,7 @@ import torch
 
 from rl.config import Encoder, PPONetworkConfig
 from rl.models.actor_critic import ActorCritic
-from rl.models.keypoints import KEYPOINTS, SCALE, KeypointEncoder
+from rl.models.keypoints import KEYPOINTS, KeypointEncoder
 
 
 def _squares(places_B2: torch.Tensor, side: int, size: int) -> torch.Tensor:
@@ -57,7 +57,7 @@ def test_all_pictures_of_a_row_go_through_the_same_convolutions() -> None:
     row = torch.randint(0, 256, (2, 12, 36, 36), dtype=torch.uint8)
     points = encoder.points(row.unflatten(1, (4, 3)).flatten(0, 1)).reshape(2, 4, -1)
     assert points.abs().max() <= 1 and encoder.width == 4 * KEYPOINTS * 2
-    torch.testing.assert_close(encoder(row), SCALE * points.flatten(1))
+    torch.testing.assert_close(encoder(row), points.flatten(1))
     grey = KeypointEncoder((4, 36, 36))  # 3 does not divide 4: four pictures of one colour
     assert grey.width == 4 * KEYPOINTS * 2
 
