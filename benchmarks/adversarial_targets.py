@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--teacher", required=True)
     parser.add_argument("--student", required=True)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--iterations", type=int, default=16)
     parser.add_argument("--num_envs", type=int, default=4)
     parser.add_argument("--episodes", type=int, default=16)
     parser.add_argument("--runs", default="outputs/adversarial_targets")

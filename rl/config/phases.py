@@ -16,6 +16,7 @@ class TeacherConfig:
     burn_in: int = 4  # steps that refresh the stored memory state before a window
     latent_loss_weight: float = 4.0  # only with arch.world_model.latent_head
     latent_batch_size: int = 32  # single steps an update that train the latent head alone; 0: none
+    screen_share: float = 0.0  # of the episodes in which the arm first turns to the noisy screen
     bootstrap_probability: float = 0.5  # that an ensemble member trains on an episode (arch.world_model.ensemble_heads)
 
 

@@ -87,9 +87,15 @@ def validate(cfg: Config) -> None:
         ("teacher.view_dropout", cfg.teacher.view_dropout),
         ("teacher.action_dropout", cfg.teacher.action_dropout),
         ("teacher.bootstrap_probability", cfg.teacher.bootstrap_probability),
+        ("teacher.screen_share", cfg.teacher.screen_share),
     ]:
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"{name} is {p}; a probability lies between 0 and 1")
+    if cfg.teacher.screen_share > 0 and not e.domain_randomization.noisy_screen:
+        raise ValueError(
+            f"teacher.screen_share is {cfg.teacher.screen_share}, but no screen is in the scene; set "
+            "environment.domain_randomization.noisy_screen=true"
+        )
     check_supervision(e.supervision)
     check_numbers(cfg.numbers)
     cfg.ppo.validate()

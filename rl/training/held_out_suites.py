@@ -10,9 +10,6 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from rl.config import Config
 from rl.data.episode_buffer import EpisodeBuffer, EpisodeFeatures
 from rl.data.ranking import worst_mean
@@ -20,27 +17,11 @@ from rl.training.collector import ActionSource, EpisodeCollector, RandomActions
 from rl.training.explorer_acting import ExplorerActions
 from rl.training.parallel_utils import ParallelContext
 from rl.training.reward_model import RewardModel
+from rl.training.scripted_actions import TowardsScreen
 from rl.training.world_model_data import WorldModelData
 from rl.types import EpisodeRecord
 
 WORST_SHARE = 0.1  # of the steps, by loss
-TURN = {0: 0.9, 5: 0.6}  # rad of first and sixth joint, from the first pose to a view of the noisy screen
-
-
-class TowardsScreen:
-    """Turns the arm until the wrist camera has the noisy screen in view; then random actions."""
-
-    def __init__(self, random: RandomActions, action_scale: float) -> None:
-        self.random = random
-        self.steps = {joint: round(angle / action_scale) for joint, angle in TURN.items()}
-
-    def __call__(self, observations: dict[str, npt.NDArray[Any]], episode: int, step: int) -> npt.NDArray[np.float32]:
-        actions = self.random(observations, episode, step)
-        if step < max(self.steps.values()):
-            actions[:] = 0
-            for joint, steps in self.steps.items():
-                actions[:, joint] = step < steps
-        return actions
 
 
 class HeldOutSuites:

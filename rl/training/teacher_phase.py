@@ -21,6 +21,7 @@ from rl.training.model_setup import Model
 from rl.training.optim import guarded_step, setup_scheduler
 from rl.training.parallel_utils import ParallelContext
 from rl.training.released_base import load_model
+from rl.training.scripted_actions import TowardsScreen
 from rl.training.seeds import seed_for
 from rl.training.world_model_data import WorldModelData
 from rl.training.world_model_metrics import copy_accuracy, window_metrics
@@ -39,7 +40,8 @@ class TeacherPhase:
         self.collector = EpisodeCollector(
             cfg, "teacher", ctx.rank, device, arch.n_obs_img_steps, arch.obs_img_stride, t.seed
         )
-        self.act = RandomActions(t.seed, ctx.rank, self.collector.action_mask, t.num_envs)
+        random = RandomActions(t.seed, ctx.rank, self.collector.action_mask, t.num_envs)
+        self.act = TowardsScreen(random, cfg.environment.action_scale, cfg.teacher.screen_share)
         self.states = Normalizer(torch.from_numpy(self.collector.state_mask))
         self.data = WorldModelData(
             model.policy, self.states, cfg.environment.instruction, cfg.teacher.freeze.freeze_vision_encoder

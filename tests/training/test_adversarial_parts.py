@@ -27,9 +27,9 @@ from rl.training.explorer_gate import Gate
 from rl.training.explorer_player import Leash
 from rl.training.explorer_pool import ExplorerPool
 from rl.training.explorer_setup import build_explorer
-from rl.training.held_out_suites import TowardsScreen
 from rl.training.model_setup import inject_adapter
 from rl.training.parallel_utils import ParallelContext
+from rl.training.scripted_actions import TowardsScreen
 from rl.training.tensor_swap import on_device_of, put, swapped_in, taken, trained
 from rl.training.world_model_player import WorldModelPlayer, build_role
 
@@ -234,6 +234,14 @@ def test_the_noisy_suite_turns_to_the_screen_and_then_acts_at_random() -> None:
             assert np.flatnonzero(actions).tolist() == ([0, 5] if step < 6 else [0])
         else:
             np.testing.assert_array_equal(actions, random)
+
+
+def test_a_share_of_the_episodes_turns_to_the_screen_and_the_others_are_random() -> None:
+    act, plain = TowardsScreen(RandomActions(0, 0, MASK, 1), 0.1, share=0.4), RandomActions(0, 0, MASK, 1)
+    turned = [bool((act({}, episode, 0) != plain({}, episode, 0)).any()) for episode in range(10)]
+    assert turned == [False, False, True, False, True] * 2
+    never = TowardsScreen(RandomActions(0, 0, MASK, 1), 0.1, share=0.0)
+    assert all((never({}, episode, 0) == plain({}, episode, 0)).all() for episode in range(10))
 
 
 def test_the_wrist_camera_sees_the_screen_after_that_turn() -> None:

@@ -218,6 +218,7 @@ def test_an_existing_run_is_not_overwritten_unless_told_to(
             "environment.wm_size is 128 px, but the tokenizer of model 'debug_test' takes",
         ),
         (["model.tokenizer_path=/nowhere.safetensors"], "model.tokenizer_path /nowhere.safetensors does not exist"),
+        (["teacher.screen_share=0.5"], "set environment.domain_randomization.noisy_screen=true"),
         (["arch.tokenizer.vocab_size=64"], "does not fit the model: vocab_size: file 32, model 64"),
         (["training.num_envs=0"], "training.num_envs is 0; it must be at least 1"),
         (["training.batch_sise=3"], "did you mean 'training.batch_size'?"),
