@@ -26,7 +26,7 @@ from rl.training.parallel_utils import ParallelContext, parameter_hash
 from rl.training.policy_phase import PolicyPhase
 from rl.training.preemption import StopFlag
 from tests.training import policy_runs
-from tests.training.teacher_runs import undisturbed
+from tests.training.run_here import undisturbed
 
 ITERATIONS = 3
 SMALL = {  # environment steps of an iteration, and what makes it short

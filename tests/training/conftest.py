@@ -1,3 +1,8 @@
+"""Runs that several files look at.
+
+Their modules need a simulator and are loaded where they are used; `bash tests/run.sh isaaclab` has none.
+"""
+
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -5,7 +10,6 @@ import pytest
 
 from rl.config import TrainingConfig
 from rl.training.parallel_utils import ParallelContext
-from tests.training import student_runs, teacher_runs
 
 
 @pytest.fixture
@@ -19,6 +23,8 @@ def world() -> Iterator[ParallelContext]:
 @pytest.fixture(scope="session")
 def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer file of the debug preset."""
+    from tests.training import teacher_runs
+
     place = teacher_runs.once(
         tmp_path_factory, "tokenizer", lambda p: teacher_runs.make_tokenizer(p / "debug.safetensors")
     )
@@ -28,6 +34,7 @@ def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def straight_run(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Path:
     """Run directory of six episodes, trained without interruption in a process of its own. Read only."""
+    from tests.training import teacher_runs
 
     def make(place: Path) -> None:
         argv = teacher_runs.flags(tokenizer_path, place / "run", 6, "training.schedule_episodes=6")
@@ -41,6 +48,8 @@ def straight_run(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path)
 @pytest.fixture(scope="session")
 def teacher_with_heads(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Path:
     """Run directory of a teacher with ensemble heads, which a student can start from. Read only."""
+    from tests.training import student_runs, teacher_runs
+
     return (
         teacher_runs.once(
             tmp_path_factory, "teacher_with_heads", lambda p: student_runs.make_teacher(p, tokenizer_path)
@@ -52,6 +61,7 @@ def teacher_with_heads(tmp_path_factory: pytest.TempPathFactory, tokenizer_path:
 @pytest.fixture(scope="session")
 def student_run(tmp_path_factory: pytest.TempPathFactory, teacher_with_heads: Path) -> Path:
     """Run directory of four student episodes (two iterations of two environments), uninterrupted. Read only."""
+    from tests.training import student_runs, teacher_runs
 
     def make(place: Path) -> None:
         argv = student_runs.flags(teacher_with_heads, place / "run", 4)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rl.training import play, train_arm, train_rl
-from tests.training.teacher_runs import run_here
+from tests.training.run_here import run_here
 
 SMALL = {
     "PPO": ["ppo.num_envs=4", "ppo.n_steps=32", "ppo.n_epochs=2", "ppo.minibatch_size=64", "ppo.network.hidden=[16]"],

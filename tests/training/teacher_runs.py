@@ -3,19 +3,15 @@
 As a program (`teacher_runs.py STOP_AFTER flags...`) it trains and sends itself SIGTERM after that many updates.
 """
 
-import logging
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from f1_vla.tokenizer import MultiScaleVQVAE
 from f1_vla.tokenizer_io import save_tokenizer
@@ -64,41 +60,6 @@ def _finish(command: list[str]) -> tuple[int, str]:
     env = {**os.environ, "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
     return done.returncode, done.stdout + done.stderr
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Gives back what a run changes in its process: signal handlers, logging, Accelerate's shared state."""
-    signals = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    for handler in handlers:
-        root.removeHandler(handler)
-    try:
-        yield
-    finally:
-        for s, handler in signals.items():
-            signal.signal(s, handler)
-        for handler in list(root.handlers):
-            root.removeHandler(handler)
-            handler.close()
-        for handler in handlers:
-            root.addHandler(handler)
-        root.setLevel(level)
-        for name in ("rl", "f1_vla", "kernels"):
-            logging.getLogger(name).setLevel(logging.NOTSET)
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-        PartialState._reset_state()
-
-
-def run_here(entry: Callable[[cli.Args], Any], argv: list[str], phase: str = "teacher") -> int:
-    """Exit code of the entry point in this process; pytest's capfd has its output."""
-    with undisturbed(), pytest.raises(SystemExit) as stop:
-        cli.run_main(phase, entry, argv)
-    code = stop.value.code
-    assert isinstance(code, int)
-    return code
 
 
 def parameters_equal(a: Path, b: Path) -> bool:

@@ -16,7 +16,8 @@ from rl.training.evaluation.loading import load_run
 from rl.training.train_adversarial_rl import main
 from tests.training import student_runs, teacher_runs
 from tests.training.adversarial_runs import flags, sigterm_after
-from tests.training.teacher_runs import parameters_equal, run_here, run_process
+from tests.training.run_here import run_here
+from tests.training.teacher_runs import parameters_equal, run_process
 
 Refused = Callable[..., str]
 MODULE = "rl.training.train_adversarial_rl"

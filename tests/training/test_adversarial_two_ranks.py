@@ -10,7 +10,8 @@ from rl.training.train_adversarial_rl import main
 from tests.helpers.ranks import run_ranks
 from tests.training import adversarial_rank_cases
 from tests.training.adversarial_runs import flags
-from tests.training.teacher_runs import once, parameters_equal, run_here
+from tests.training.run_here import run_here
+from tests.training.teacher_runs import once, parameters_equal
 
 
 @pytest.fixture(scope="module")

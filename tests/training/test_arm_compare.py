@@ -6,7 +6,7 @@ import pytest
 from rl import config as rl_config
 from rl.training import arm_compare, train_arm
 from tests.training import policy_runs
-from tests.training.teacher_runs import run_here
+from tests.training.run_here import run_here
 
 SMALL = [
     "ppo.num_envs=4", "ppo.n_steps=16", "ppo.minibatch_size=0", "ppo.network.hidden=[8]", "arm.eval_every=64",

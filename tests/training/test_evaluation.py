@@ -20,7 +20,8 @@ from rl.training.world_model_data import WorldModelData
 from rl.training.world_model_evaluation import EpisodeNumbers, WorldModelEvaluator, summarise
 from rl.training.world_model_metrics import as_uint8, copy_accuracy, psnr_per_picture, window_metrics
 from rl.types import EpisodeRecord
-from tests.training.teacher_runs import BPTT, run_here
+from tests.training.run_here import run_here
+from tests.training.teacher_runs import BPTT
 
 STEPS = 4
 

@@ -13,8 +13,9 @@ from rl.training import student_phase
 from rl.training.checkpoint import open_checkpoint
 from rl.training.train_student_rl import main
 from tests.training import student_runs
+from tests.training.run_here import run_here
 from tests.training.student_runs import ENVS, STEPS, flags
-from tests.training.teacher_runs import parameters_equal, run_here, run_process
+from tests.training.teacher_runs import parameters_equal, run_process
 
 
 def _lines(run: Path) -> list[dict]:

@@ -17,7 +17,8 @@ from rl.training.checkpoint import open_checkpoint
 from rl.training.model_setup import build_base
 from rl.training.train_teacher_rl import main
 from tests.training import teacher_runs
-from tests.training.teacher_runs import STEPS, UPDATES, flags, parameters_equal, run_here, run_process
+from tests.training.run_here import run_here
+from tests.training.teacher_runs import STEPS, UPDATES, flags, parameters_equal, run_process
 
 SCALE_NAMES = [f"_scale_{k}" for k in range(1, teacher_runs.SCALES + 1)]
 TIMES = ("_per_s",)  # what a clock decides

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rl.training.train_teacher_rl import main
-from tests.training.teacher_runs import flags, run_here
+from tests.training.run_here import run_here
+from tests.training.teacher_runs import flags
 
 HEADS = ("arch.world_model.ensemble_heads=3", "arch.world_model.ensemble_features=8")
 

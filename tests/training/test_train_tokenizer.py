@@ -8,7 +8,7 @@ import pytest
 from f1_vla.tokenizer_io import load_tokenizer, read_header
 from rl.config import load_model
 from rl.training.train_tokenizer import main
-from tests.training.teacher_runs import run_here
+from tests.training.run_here import run_here
 
 SETTINGS = [
     "--model_config", "debug_test", "--device", "cpu", "--seed", "3", "training.num_threads=1",
