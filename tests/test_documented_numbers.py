@@ -120,6 +120,14 @@ def test_the_readme_shows_the_measured_speed_of_simulator_and_first_command() ->
     assert f"takes {first['wall_seconds']:.0f} s and {first['peak_memory_gib']:.1f} GiB" in readme
 
 
+def test_the_readme_shows_the_measured_speed_of_phase_2() -> None:
+    readme = " ".join((REPO / "README.md").read_text(encoding="utf-8").split())
+    rows = {run["envs"]: run for run in runs_of("student_speed")}
+    two, eight = (f"{rows[n]['env_steps_per_s']:.0f}" for n in (2, 8))
+    assert f"at {two} environment steps/s with two environments and {eight} with eight" in readme
+    assert f"takes {rows[2]['seconds']['update']:.1f} s" in readme
+
+
 def test_a_number_that_drifted_is_noticed() -> None:
     runs = {"PPO": [0.9, 0.7], "SAC": [1.0]}
     good = [["PPO", "0.800", "0.900 0.700"], ["SAC (soft)", "1.000", "1.000"]]

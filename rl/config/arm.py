@@ -12,7 +12,7 @@ class ArmConfig(PolicyRunConfig):
     vision: bool = False  # three cameras instead of the target's coordinates
     image_size: int = 64  # px, of each camera
     frame_stack: int = 4
-    privileged_critic: bool = False  # with vision: the critic, needed in training only, sees the target's coordinates
+    privileged_critic: bool = False  # VisionArmReach: the critic, which only training needs, sees the target's place
     reach_bonus: bool = False  # +10 once an episode, and a flag in the observation that says so
     save_every: int = 20_000  # environment steps
     log_every: int = 2_000
@@ -33,8 +33,6 @@ def check_arm(arm: ArmConfig) -> None:
         raise ValueError("arm.vision and arm.physics are both true; the arm that cameras see is kinematic, choose one")
     if arm.vision and arm.reach_bonus:
         raise ValueError("arm.reach_bonus needs a flag in the observation, which VisionArmReach does not have")
-    if arm.privileged_critic and not arm.vision:
-        raise ValueError("arm.privileged_critic is for arm.vision; without cameras the actor sees the target, too")
     for name in ("steps", "compare_steps", "compare_seeds", "frame_stack"):
         if getattr(arm, name) < 1:
             raise ValueError(f"arm.{name} is {getattr(arm, name)}; it must be at least 1")

@@ -37,9 +37,11 @@ def preset_files(run: str, cfg: Config) -> list[Path]:
 def apply_run_options(cfg: Config, run: str) -> None:
     """Writes `num_envs` and `compile` of the block `run`, where given, into the block of its algorithm.
 
-    Raises ValueError where the algorithm cannot be compiled.
+    Raises ValueError where the algorithm cannot be compiled and for a privileged critic without cameras.
     """
     block = policy_run(cfg, run)
+    if run == "arm" and cfg.arm.privileged_critic and not cfg.arm.vision:
+        raise ValueError("arm.privileged_critic is for arm.vision; without cameras the actor sees the target, too")
     settings = getattr(cfg, BLOCKS[block.algorithm])
     if block.num_envs is not None:
         settings.num_envs = block.num_envs

@@ -25,11 +25,15 @@ def task_options(cfg: Config, run: str, *, random_phase: bool = True, render: bo
     """What the block `run` asks of its task, and where its simulators live."""
     processes = cfg.environment.supervision if cfg.environment.isolation is Isolation.process else None
     if run == "rl":
-        return TaskOptions(random_phase=random_phase, render=render, processes=processes, isaaclab=cfg.isaaclab)
+        return TaskOptions(
+            random_phase=random_phase, privileged_critic=cfg.arm.privileged_critic, render=render, processes=processes,
+            isaaclab=cfg.isaaclab,
+        )  # fmt: skip
     arm = cfg.arm
     return TaskOptions(
-        random_phase, arm.reach_bonus, arm.image_size, arm.frame_stack, arm.privileged_critic, render, processes
-    )
+        random_phase=random_phase, reach_bonus=arm.reach_bonus, image_size=arm.image_size, frame_stack=arm.frame_stack,
+        privileged_critic=arm.privileged_critic, render=render, processes=processes,
+    )  # fmt: skip
 
 
 def num_envs(cfg: Config, run: str) -> int:

@@ -6,6 +6,7 @@ import pytest
 
 from rl.config import LoggingConfig
 from rl.training.logging_setup import setup_logging
+from tests.training.run_here import undisturbed
 
 log = logging.getLogger("rl.test_logging_setup")
 
@@ -13,19 +14,8 @@ log = logging.getLogger("rl.test_logging_setup")
 @pytest.fixture(autouse=True)
 def _root_logger() -> Iterator[None]:
     """Gives pytest its handlers and levels back."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    for handler in handlers:
-        root.removeHandler(handler)
-    yield
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-        handler.close()
-    for handler in handlers:
-        root.addHandler(handler)
-    root.setLevel(level)
-    for name in ("rl", "f1_vla", "kernels"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
+    with undisturbed():
+        yield
 
 
 def test_the_file_holds_every_detail_and_the_console_only_its_level(

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from rl import config as rl_config
+from rl.config import load
+from rl.envs.registry import make_vector_env
 from rl.training.checkpoint import load_plain
+from rl.training.policies import task_options
 from tests.training import policy_runs
 from tests.training.teacher_runs import parameters_equal
 
@@ -28,6 +31,16 @@ def ppo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert policy_runs.arm("PPO", place, "--steps", "384", *EVERY, "--seed", "3", "--json", str(json_file)) == 0
     assert json.loads(json_file.read_text()) == policy_runs.result(place)
     return place
+
+
+@pytest.mark.parametrize("run", ["arm", "rl"])
+def test_ppo_on_pictures_tells_its_critic_where_the_target_is(run: str) -> None:
+    task = {"arm": "arm.vision=true", "rl": "rl.task=VisionArmReach-v1"}[run]
+    chosen = {a: task_options(load(None, [task, f"{run}.algorithm={a}"], run), run) for a in ("PPO", "SAC")}
+    assert chosen["PPO"].privileged_critic and not chosen["SAC"].privileged_critic
+    env = make_vector_env("VisionArmReach-v1", 1, options=chosen["PPO"])
+    assert set(env.observation_space.spaces) == {"pixels", "state", "critic"}
+    env.close()
 
 
 def test_a_run_writes_numbers_checkpoints_metrics_and_its_best_model(ppo_run: Path) -> None:
