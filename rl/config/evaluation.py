@@ -27,9 +27,12 @@ class EvaluationConfig:
     probe_every: int = 5  # steps between the memory states that are probed
     probe_folds: int = 5
     probe_penalty: float = 100.0  # of the ridge probe
-    # Scenes unlike those of training, as overrides of the environment; empty: none.
-    unfamiliar: list[str] = field(default_factory=lambda: ["domain_randomization.random_appearance=true"])
-    unfamiliar_episodes: int = 20  # 0: none
+    # Kinds of scenes unlike those of training, each the overrides of the environment that make it, separated by
+    # spaces. Training draws light and textures at random, so other colours alone hardly surprise the world model.
+    unfamiliar: list[str] = field(
+        default_factory=lambda: ["domain_randomization.random_appearance=true", "num_objects=24", "action_scale=0.3"]
+    )
+    unfamiliar_episodes: int = 20  # of each kind; 0: none
     video: bool = False  # beside the file of --json
     videos: int = 2  # episodes of each policy
 

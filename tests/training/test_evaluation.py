@@ -247,7 +247,9 @@ def test_a_run_is_measured_on_held_out_scenes_and_the_numbers_are_written(
     assert {"greedy/psnr", "soft/psnr", "copy/psnr", "greedy_minus_copy/psnr"} <= measures.keys()
     rows = [json.loads(line) for line in target.with_suffix(".jsonl").read_text().splitlines()]
     assert [(r["policy"], r["episode"]) for r in rows] == [("random", 0), ("random", 1)]
-    assert {"explore/wrist_voxels", "frame/nll", "robust/nll_worst_frames", "auroc/unfamiliar/nll"} <= measures.keys()
+    assert {"explore/wrist_voxels", "frame/nll", "robust/nll_worst_frames"} <= measures.keys()
+    kinds = ("domain_randomization.random_appearance=true", "num_objects=24", "action_scale=0.3")
+    assert {f"auroc/unfamiliar/{kind}/nll" for kind in kinds} <= measures.keys()
     assert "baseline" not in result  # random actions are the baseline
     for name, interval in measures.items():
         values = [e[name] for e in rows] if name in rows[0] else None
@@ -270,7 +272,10 @@ def test_a_run_is_measured_on_held_out_scenes_and_the_numbers_are_written(
         (["--checkpoint", "RUN", "--video"], "--video needs --json FILE"),
         (["--checkpoint", "RUN", "--json", "numbers.txt"], "must end in .json"),
         (["--checkpoint", "RUN", "evaluation.novelty_scales=9"], "the tokenizer has 3 scales"),
-        (["--checkpoint", "RUN", "evaluation.unfamiliar=[num_objcts=3]"], "evaluation.unfamiliar: unknown"),
+        (
+            ["--checkpoint", "RUN", "evaluation.unfamiliar=[num_objects=3 acton_scale=1]"],
+            "evaluation.unfamiliar: num_objects=3 acton_scale=1: unknown",
+        ),
         (["--checkpoint", "RUN", "--policy", "expert"], "expected one of [explorer, random, zero]"),
         (["--checkpoint", "RUN", "--episodes", "1"], "evaluation.num_episodes is 1; it must be at least 2"),
     ],

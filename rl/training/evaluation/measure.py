@@ -51,8 +51,12 @@ class Measurement:
         self.acting = acting
         self.run, self.actor, self.ctx, self.e = run, actor, ctx, run.cfg.evaluation
         explored.check_scales(run.arch.tokenizer.scales, self.e)
-        overrides = [f"environment.{o}" for o in self.e.unfamiliar]
-        self.unfamiliar_cfg = rl_config.with_overrides(run.cfg, overrides, "evaluation.unfamiliar")
+        self.unfamiliar_cfgs = {
+            kind: rl_config.with_overrides(
+                run.cfg, [f"environment.{o}" for o in kind.split()], f"evaluation.unfamiliar: {kind}"
+            )
+            for kind in self.e.unfamiliar
+        }
         action_source(acting, actor, self.e.seed, ctx)  # refused before a simulator starts
         self.scenes = held_out_scenes(run.cfg, run.arch, ctx)
         self.reference_RL: explored.Ids = np.zeros((0, 0), np.int16)
@@ -67,8 +71,10 @@ class Measurement:
         result = Result({kind: self._policy(kind) for kind in kinds})
         first = result.policies[acting]
         self._world_model(first)
-        if self.e.unfamiliar and self.e.unfamiliar_episodes:
-            first.measures |= robustness.warns_of_unfamiliar(first.frames, self._unfamiliar(acting), self.e)
+        if self.e.unfamiliar_episodes:
+            for kind, cfg in self.unfamiliar_cfgs.items():
+                scores = self._unfamiliar(cfg, acting)
+                first.measures |= robustness.warns_of_unfamiliar(kind, first.frames, scores, self.e)
         if "disagreement" not in first.frames.uncertainty:
             result.notes.append("the world model has no ensemble heads: uncertainty is the entropy alone")
         if "probe/memory" not in first.measures:
@@ -127,9 +133,8 @@ class Measurement:
         for row, n in zip(measured.rows, numbers, strict=True):
             row |= n.values
 
-    def _unfamiliar(self, acting: ActingPolicy) -> FrameScores:
+    def _unfamiliar(self, cfg: rl_config.Config, acting: ActingPolicy) -> FrameScores:
         """Scores in scenes unlike those of training, the same policy acting."""
-        cfg = self.unfamiliar_cfg
         scenes = held_out_scenes(cfg, self.run.arch, self.ctx)
         records = play(scenes, action_source(acting, self.actor, self.e.seed, self.ctx), self.e.unfamiliar_episodes)
         scenes.close()

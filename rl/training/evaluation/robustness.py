@@ -52,8 +52,13 @@ def warns_of_loss(scores: FrameScores, e: EvaluationConfig) -> dict[str, Interva
     }  # fmt: skip
 
 
-def warns_of_unfamiliar(familiar: FrameScores, unfamiliar: FrameScores, e: EvaluationConfig) -> dict[str, Interval]:
-    """AUROC of each uncertainty, and of the loss itself, for frames of unfamiliar scenes (by chance 0.5)."""
+def warns_of_unfamiliar(
+    kind: str, familiar: FrameScores, unfamiliar: FrameScores, e: EvaluationConfig
+) -> dict[str, Interval]:
+    """AUROC of each uncertainty, and of the loss itself, for frames of unfamiliar scenes (by chance 0.5).
+
+    `kind` names the scenes. Where the loss does not tell them apart, an uncertainty need not either.
+    """
     columns = {k: (v, unfamiliar.uncertainty[k]) for k, v in familiar.uncertainty.items()}
     columns["nll"] = (familiar.nll, unfamiliar.nll)
 
@@ -62,8 +67,8 @@ def warns_of_unfamiliar(familiar: FrameScores, unfamiliar: FrameScores, e: Evalu
         return auroc(both, np.broadcast_to((index >= len(pair[0]))[:, None], both.shape))
 
     return {
-        f"auroc/unfamiliar/{kind}": bootstrap(
+        f"auroc/unfamiliar/{kind}/{uncertainty}": bootstrap(
             lambda i, p=p: statistic(p, i), [len(p[0]), len(p[1])], e.bootstrap_samples, e.seed  # type: ignore[misc]
         )
-        for kind, p in columns.items()
+        for uncertainty, p in columns.items()
     }  # fmt: skip

@@ -95,11 +95,11 @@ def test_warnings_are_measured_by_rank() -> None:
     assert perfect.mean == 1.0 and blind.low < 0.5 < blind.high
     assert blind.mean == pytest.approx(auroc(noise.ravel(), nll.ravel() >= np.sort(nll.ravel())[-12]))
     other = _scores(nll[:3] + 10, noise[:3] + 10)
-    apart = robustness.warns_of_unfamiliar(_scores(nll, noise), other, QUICK)
-    assert apart["auroc/unfamiliar/disagreement"].mean == apart["auroc/unfamiliar/nll"].mean == 1.0
-    assert apart["auroc/unfamiliar/nll"].count == 9
-    same = robustness.warns_of_unfamiliar(_scores(nll, noise), _scores(nll, noise), QUICK)
-    assert same["auroc/unfamiliar/disagreement"].mean == 0.5
+    apart = robustness.warns_of_unfamiliar("crowd", _scores(nll, noise), other, QUICK)
+    assert apart["auroc/unfamiliar/crowd/disagreement"].mean == apart["auroc/unfamiliar/crowd/nll"].mean == 1.0
+    assert apart["auroc/unfamiliar/crowd/nll"].count == 9
+    same = robustness.warns_of_unfamiliar("crowd", _scores(nll, noise), _scores(nll, noise), QUICK)
+    assert same["auroc/unfamiliar/crowd/disagreement"].mean == 0.5
 
 
 def test_constant_losses_still_have_a_worst_tenth() -> None:
