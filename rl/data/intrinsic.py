@@ -71,7 +71,9 @@ def credited_reward(
 
     The potential of every other state cancels out of a return but for -Phi(s_t), which no later action changes: it is
     a baseline, known exactly, that the value head cannot know (it sees one camera). Taking it out leaves the gradient
-    in expectation and removes most of its noise.
+    of an episode's return in expectation and removes most of its noise. What would follow the episode is estimated, as
+    at every time limit, by a value of credited returns; it does not take the gap at the end back, as the value of a
+    potential's returns would.
 
     reward_EN: total. scaled_EN: its potential part as it went in, unweighted. last_potential_E: Phi(s_N) in the same
     scale.

@@ -95,10 +95,12 @@ class StudentPhase:
             features.memory_TMH[: len(memory)] = memory.half()
         clock.lap("score", lap)
         self.shown = (records[-1], len(records) - 1)
-        raw, scaled, reward = self._rewards(scores, records)
-        self.reward_REN = self._credited(reward, scaled, scores).unflatten(0, (-1, self.cfg.training.num_envs)).float()
+        raw, scaled, total = self._rewards(scores, records)
+        reward = self._credited(total, scaled, scores)
+        self.reward_REN = reward.unflatten(0, (-1, self.cfg.training.num_envs)).float()
         seconds = time.monotonic() - start
         numbers = reward_metrics(raw, scaled, reward, scores, records, self.collector.action_mask)
+        numbers |= {f"scale_{name}": self.scale.std(name) for name in self.scale.names}
         numbers |= {f"time_{k}_s": v for k, v in clock.seconds.items()}
         numbers["time_simulate_s"] = seconds - sum(clock.seconds.values())
         env_steps = self.units_per_iteration * self.cfg.training.steps_per_episode
