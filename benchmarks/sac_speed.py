@@ -129,6 +129,7 @@ def rows(ctx: ParallelContext, setting: Setting, compiled: bool, only: list[str]
     kinds = {
         "SAC": ("sac", []), "SAC C51": ("sac", c51), "SAC bf16": ("sac", ["sac.amp=true"]),
         "FastSAC": ("fastsac_reach", scalar), "FastSAC C51": ("fastsac_reach", []),
+        "FastSAC bf16": ("fastsac_reach", [*scalar, "sac.amp=true"]), "FastSAC C51 bf16": ("fastsac_reach", ["sac.amp=true"]),
     }  # fmt: skip
     modes = {"": []} | ({" compiled": ["sac.compile=true"]} if compiled else {})
     if compiled and ctx.device.type == "cuda":
@@ -193,6 +194,9 @@ def main() -> None:
     parser.add_argument("--no_compile", action="store_true", help="leave the compiled rows out")
     parser.add_argument("--only", nargs="+", help="rows to measure beside the peer, by name")
     args = parser.parse_args()
+    # All rows compile the same two functions, each with settings of its own: by default PyTorch keeps 8 and then falls
+    # back to eager mode.
+    torch._dynamo.config.recompile_limit = 64
     torch.manual_seed(args.seed)
     cfg = rl_config.load(overrides=[f"training.device={args.device}", f"training.num_threads={args.threads}"])
     ctx = ParallelContext.create(cfg.training)
