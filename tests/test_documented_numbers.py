@@ -12,6 +12,10 @@ RESULTS = REPO / "docs" / "results"
 NUMBER = re.compile(r"[+-]?\d+\.\d+")
 
 
+def measured(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def rows_after(text: str, start: str) -> list[list[str]]:
     """Cells of the first table after the line that begins with `start`."""
     lines = iter(text.splitlines())
@@ -126,6 +130,20 @@ def test_the_readme_shows_the_measured_speed_of_phase_2() -> None:
     two, eight = (f"{rows[n]['env_steps_per_s']:.0f}" for n in (2, 8))
     assert f"at {two} environment steps/s with two environments and {eight} with eight" in readme
     assert f"takes {rows[2]['seconds']['update']:.1f} s" in readme
+
+
+def test_the_readme_shows_the_measured_speed_of_the_rl_core() -> None:
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    words = " ".join(readme.split())
+    ppo = {row["name"]: row["steps_per_second"] for row in measured("ppo_speed")["rows"]}
+    assert f"makes {ppo['ours']:,.0f} environment steps/s, compiled {ppo['ours_compiled']:,.0f}" in words
+    assert f"rsl_rl {ppo['rsl_rl']:,.0f}, Stable-Baselines3 {ppo['stable_baselines3']:,.0f}" in words
+    (arm,) = [row for row in measured("arm_speed")["speed"] if row["num_envs"] == 1024]
+    assert f"makes {arm['steps_per_second'] / 1e6:.1f} million steps/s" in words
+    sac = {(row["hidden"], row["name"]): row["wall_speedup"] for row in measured("sac_speed")["rows"]}
+    names = ("SAC", "SAC bf16", "FastSAC", "FastSAC C51", "FastSAC C51 compiled")
+    for hidden, cells in zip((256, 128), rows_after(readme, "Gradient steps/s on one core"), strict=True):
+        assert all(shown(c, sac[hidden, n]) for c, n in zip(cells[1:], names, strict=True)), cells
 
 
 def test_a_number_that_drifted_is_noticed() -> None:
