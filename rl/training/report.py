@@ -21,7 +21,7 @@ PICTURES, VIDEOS = 4, 2  # of each phase, the newest
 # Curves shown at once, as groups of names without the phase; all others are in a fold.
 CHARTS = (
     ("loss", "unseen_loss"), ("accuracy", "unseen_accuracy", "copy_accuracy"), ("ensemble_loss", "latent_loss"),
-    ("return",), ("return_raw_disagreement", "return_raw_entropy"), ("reward_std", "action_std"), ("wm_nll",),
+    ("return",), ("return_raw_disagreement",), ("return_raw_entropy",), ("reward_std", "action_std"), ("wm_nll",),
     ("held_out_random_loss", "held_out_past_loss", "held_out_current_loss", "held_out_noisy_loss"),
     ("approx_kl",), ("explained_variance",), ("env_steps_per_s",),
 )  # fmt: skip
