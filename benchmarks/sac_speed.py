@@ -129,7 +129,8 @@ def rows(ctx: ParallelContext, setting: Setting, compiled: bool, only: list[str]
     kinds = {
         "SAC": ("sac", []), "SAC C51": ("sac", c51), "SAC bf16": ("sac", ["sac.amp=true"]),
         "FastSAC": ("fastsac_reach", scalar), "FastSAC C51": ("fastsac_reach", []),
-        "FastSAC bf16": ("fastsac_reach", [*scalar, "sac.amp=true"]), "FastSAC C51 bf16": ("fastsac_reach", ["sac.amp=true"]),
+        "FastSAC bf16": ("fastsac_reach", [*scalar, "sac.amp=true"]),
+        "FastSAC C51 bf16": ("fastsac_reach", ["sac.amp=true"]),
     }  # fmt: skip
     modes = {"": []} | ({" compiled": ["sac.compile=true"]} if compiled else {})
     if compiled and ctx.device.type == "cuda":

@@ -52,14 +52,18 @@ def explored(
     return rows
 
 
-def facing_screen(records: list[EpisodeRecord]) -> list[dict[str, float]]:
-    """Share of the wrist camera's view that the noisy screen fills, by episode; nothing is assumed to hide it."""
+def screen_shares(records: list[EpisodeRecord]) -> list[npt.NDArray[np.float64]]:
+    """Share of the wrist camera's view that the noisy screen fills (F,), by episode; nothing is assumed to hide it."""
     from rl.sims.noisy_screen import CENTER, HALF_SIZE
     from rl.sims.sapien_tabletop import WRIST_FOV
 
-    screen = np.array(CENTER), np.array(HALF_SIZE)
     traces = [r.scene for r in records if r.scene is not None]
-    return [{"explore/screen_in_view": float(board_share(t.wrist_pose, WRIST_FOV, *screen).mean())} for t in traces]
+    return [board_share(t.wrist_pose, WRIST_FOV, np.array(CENTER), np.array(HALF_SIZE)) for t in traces]
+
+
+def facing_screen(records: list[EpisodeRecord]) -> list[dict[str, float]]:
+    """Mean of `screen_shares` by episode."""
+    return [{"explore/screen_in_view": float(shares.mean())} for shares in screen_shares(records)]
 
 
 def total_voxels(records: list[EpisodeRecord], e: EvaluationConfig) -> int:
