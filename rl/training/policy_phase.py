@@ -34,8 +34,14 @@ BEST = "best_model.pt"
 class PolicyPhase:
     """Implements `rl.training.loop.Phase`."""
 
-    def __init__(self, cfg: Config, run: str, ctx: ParallelContext, total: int, run_path: Path) -> None:
-        """Collective. `total` units. Raises ValueError for whatever the environment or the algorithm refuses."""
+    def __init__(
+        self, cfg: Config, run: str, ctx: ParallelContext, total: int, run_path: Path, started: float | None = None
+    ) -> None:  # fmt: skip
+        """Collective. `total` units; `started`: time.monotonic() when the command began, None: now.
+
+        Raises ValueError for whatever the environment or the algorithm refuses.
+        """
+        self.started = time.monotonic() if started is None else started
         self.cfg, self.run, self.ctx, self.run_path = cfg, run, ctx, run_path
         self.block = rl_config.policy_run(cfg, run)
         self.name, self.unit = run, "step" if run == "arm" else "iteration"
@@ -45,7 +51,9 @@ class PolicyPhase:
         env = policies.make_env(cfg, run, policies.num_envs(cfg, run), ctx.device, cfg.training.seed)
         self.inner: AlgorithmPhase = policies.build_phase(cfg, run, env, ctx, total * self._steps)
         self.policy = policies.acting(self.inner)
-        self.seconds = 0.0  # of collecting and learning, without evaluation
+        self.training_seconds = 0.0  # of collecting and learning alone
+        self._seconds_before = 0.0  # `wall_seconds` of the processes that this one continues
+        self.step = 0  # units, the running iteration's once it has collected
         self.env_steps = 0
         self.curve: list[dict[str, Any]] = []  # what evaluations found
         self.best: dict[str, Any] | None = None  # the entry of `curve` whose weights are kept
@@ -54,32 +62,46 @@ class PolicyPhase:
     def updates_per_iteration(self) -> int:
         return self.inner.updates_per_iteration
 
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds the run has taken, with set-up, evaluations and checkpoints, in all its processes; of one that was
+        killed, up to the checkpoint from which the next one went on."""
+        return self._seconds_before + time.monotonic() - self.started
+
     def collect(self, step: int) -> dict[str, float]:
         numbers: dict[str, float] = {}
         if self.ctx.is_main and step > 0 and self._due(step):
-            numbers = self._evaluate(step)
+            numbers = self.evaluate_here()
         start = time.monotonic()
         found = self.inner.collect(step * self._steps)
-        self.seconds += time.monotonic() - start
+        self.training_seconds += time.monotonic() - start
+        self.step = step + self.units_per_iteration
         self.env_steps += int(found["env_steps"])
         return {RENAMED.get(k, k): v for k, v in found.items()} | numbers | {"memory_gb": self._memory_gb()}
 
     def update(self, progress: float) -> dict[str, float]:
         start = time.monotonic()
         numbers = self.inner.update(progress * self._steps)
-        self.seconds += time.monotonic() - start
+        self.training_seconds += time.monotonic() - start
         return numbers
 
     def _due(self, step: int) -> bool:
         every = rl_config.intervals(self.cfg, self.run).evaluate
         return step // every > (step - self.units_per_iteration) // every
 
-    def _evaluate(self, step: int) -> dict[str, float]:
-        """On rank 0, always the same episodes; keeps the weights when they did best."""
+    def evaluate_here(self) -> dict[str, float]:
+        """On rank 0, always the same episodes, once at a step; keeps the weights when they did best."""
+        if not self.curve or self.curve[-1]["step"] != self.step:
+            self._evaluate()
+        entry = self.curve[-1]
+        success = entry["success_rate"]
+        return {"eval_return": entry["mean_return"], "eval_success": math.nan if success is None else success}
+
+    def _evaluate(self) -> None:
         result = self.evaluation(self.block.eval_episodes, self.block.eval_seed)
         if registry.one_simulator(rl_config.task_of(self.cfg, self.run)):
-            self.inner.restart(step * self._steps)
-        entry = {"step": step, "env_steps": self.env_steps, **result.numbers()}
+            self.inner.restart(self.step * self._steps)
+        entry = {"step": self.step, "env_steps": self.env_steps, **result.numbers()}
         self.curve.append(entry)
         if self.best is None or _score(entry) > _score(self.best):
             self.best = entry
@@ -87,10 +109,9 @@ class PolicyPhase:
             save_plain({**policies.weights(self.inner), **run, "evaluation": entry}, self.run_path / BEST)
         success = entry["success_rate"]
         log.info(
-            "evaluation at %s %d: return %.3f%s", self.unit, step, entry["mean_return"],
+            "evaluation at %s %d: return %.3f%s", self.unit, self.step, entry["mean_return"],
             "" if success is None else f", success {success:.3f}",
         )  # fmt: skip
-        return {"eval_return": entry["mean_return"], "eval_success": math.nan if success is None else success}
 
     def evaluation(self, episodes: int, seed: int) -> Evaluation:
         """The deterministic policy in environments of its own; random streams of training go on as if nothing was.
@@ -128,14 +149,17 @@ class PolicyPhase:
         self.inner.boundary(step * self._steps)
 
     def media(self, run_dir: Path, step: int, last: bool) -> None:
-        """Videos belong to the play command."""
+        """At the end evaluates the last policy, so that the last checkpoint knows it. Videos belong to play."""
+        if last:
+            self.evaluate_here()
 
     def checkpoint(self) -> CheckpointState:
         state = self.inner.checkpoint()
         state.training |= {
             "policy_run": {
                 "run": self.run, "algorithm": self.block.algorithm, "task": rl_config.task_of(self.cfg, self.run),
-                "seconds": self.seconds, "env_steps": self.env_steps, "curve": self.curve, "best": self.best,
+                "seconds": self.training_seconds, "wall_seconds": self.wall_seconds, "env_steps": self.env_steps,
+                "curve": self.curve, "best": self.best,
             },
         }  # fmt: skip
         return state
@@ -144,8 +168,13 @@ class PolicyPhase:
         """Raises ValueError for a checkpoint of another algorithm or task."""
         own = check_origin(saved.training, self.run, self.cfg, str(saved.saved.path))
         self.inner.restore(saved)
-        self.seconds, self.env_steps = own["seconds"], own["env_steps"]
-        self.curve, self.best = own["curve"], own["best"]
+        self.training_seconds, self.env_steps = own["seconds"], own["env_steps"]
+        # Checkpoints from before it was counted have the time of training only.
+        self._seconds_before = own.get("wall_seconds", own["seconds"])
+        self.step = saved.training["loop"]["step"]
+        self.curve = own["curve"]
+        # Not where a run is continued in another directory, which has no such weights.
+        self.best = own["best"] if (self.run_path / BEST).is_file() else None
 
     def last_batch(self) -> Any:
         return self.inner.last_batch()

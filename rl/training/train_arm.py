@@ -1,5 +1,6 @@
 """`train.sh arm`: an algorithm learns to reach, or all of them are compared."""
 
+import time
 from pathlib import Path
 
 from rl import config as rl_config
@@ -15,6 +16,7 @@ from rl.training.run_dir import check_run_name
 
 def train(args: cli.Args) -> None:
     """Collective. One run of `arm` or `rl`."""
+    started = time.monotonic()
     cfg, run = args.config, args.phase
     block = rl_config.policy_run(cfg, run)
     for name in (block.experiment_name, block.run_name):
@@ -27,7 +29,7 @@ def train(args: cli.Args) -> None:
     every = rl_config.intervals(cfg, run)
 
     def build(args: cli.Args, ctx: ParallelContext) -> PolicyPhase:
-        return PolicyPhase(cfg, run, ctx, every.total, Path(args.output_dir))
+        return PolicyPhase(cfg, run, ctx, every.total, Path(args.output_dir), started)
 
     pace = Pace(every.save, every.log, every.log)
     run_phase(args, build, every.total, lambda *_: None, pace, lambda phase, place: finish(args, phase, place))

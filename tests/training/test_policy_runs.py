@@ -11,14 +11,16 @@ import pytest
 from rl import config as rl_config
 from rl.config import load
 from rl.envs.registry import make_vector_env
+from rl.training import policy_phase, provenance
 from rl.training.checkpoint import load_plain
 from rl.training.policies import task_options
+from rl.training.policy_evaluation import Evaluation
 from tests.training import policy_runs
 from tests.training.teacher_runs import parameters_equal
 
 RESULT_KEYS = {
     "algorithm", "task", "seed", "env_steps", "success_rate", "success_interval", "mean_return", "steps_per_second",
-    "wall_seconds", "episodes", "machine", "command", "best", "curve",
+    "wall_seconds", "training_seconds", "episodes", "machine", "command", "code_commit", "best", "curve",
 }  # fmt: skip
 EVERY = ("arm.save_every=128", "arm.log_every=128", "arm.eval_every=256")
 
@@ -49,12 +51,16 @@ def test_a_run_writes_numbers_checkpoints_metrics_and_its_best_model(ppo_run: Pa
     assert (found["algorithm"], found["task"], found["seed"], found["env_steps"]) == ("PPO", "ArmReach-v1", 3, 384)
     low, high = found["success_interval"]
     assert found["episodes"] == 8 and 0 <= low <= found["success_rate"] <= high <= 1
-    assert found["steps_per_second"] == pytest.approx(384 / found["wall_seconds"])
+    assert found["code_commit"] == provenance.git_commit()
+    assert found["steps_per_second"] == pytest.approx(384 / found["training_seconds"])
+    assert found["wall_seconds"] > found["training_seconds"]
     assert {p.name for p in ppo_run.glob("checkpoint-*")} == {"checkpoint-128", "checkpoint-256", "checkpoint-384"}
     assert not (ppo_run / "model_config.yaml").exists()  # there is no F1 model in it
     assert json.loads((ppo_run / "status.json").read_text())["state"] == "done"
+    assert [(e["step"], e["env_steps"]) for e in found["curve"]] == [(256, 256), (384, 384)]
     best = load_plain(ppo_run / "best_model.pt")
-    assert best["algorithm"] == "PPO" and best["evaluation"] == found["curve"][0] == found["best"]
+    winner = max(found["curve"], key=lambda e: (e["success_rate"], e["mean_return"]))
+    assert best["algorithm"] == "PPO" and best["evaluation"] == found["best"] == winner
 
 
 def test_metrics_name_return_success_losses_entropy_learning_rate_and_memory(ppo_run: Path) -> None:
@@ -78,6 +84,7 @@ def test_a_resumed_run_ends_with_the_same_parameters(algorithm: str, tmp_path: P
     a, b = policy_runs.result(straight), policy_runs.result(fork)
     assert a["mean_return"] == b["mean_return"] and a["env_steps"] == b["env_steps"] == 384
     assert [e["mean_return"] for e in a["curve"]] == [e["mean_return"] for e in b["curve"]]
+    assert load_plain(fork / "best_model.pt")["evaluation"] == b["best"]
 
 
 def test_how_often_is_evaluated_does_not_change_what_is_learned(tmp_path: Path) -> None:
@@ -85,6 +92,23 @@ def test_how_often_is_evaluated_does_not_change_what_is_learned(tmp_path: Path) 
         extra = ("--steps", "384", "arm.save_every=384", f"arm.eval_every={every}")
         assert policy_runs.arm("FASTSAC", tmp_path / name, *extra) == 0
     assert parameters_equal(tmp_path / "often" / "checkpoint-384", tmp_path / "never" / "checkpoint-384")
+    often, never = (policy_runs.result(tmp_path / name) for name in ("often", "never"))
+    assert [e["step"] for e in often["curve"]] == [128, 256, 384]
+    assert never["curve"] == often["curve"][2:]  # a run shorter than eval_every is evaluated at its end
+    assert load_plain(tmp_path / "never" / "best_model.pt")["evaluation"] == never["best"] == never["curve"][0]
+
+
+def test_the_last_policy_is_the_best_model_only_when_it_did_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, returns in (("better", [-9.0, -5.0]), ("worse", [-5.0, -9.0])):
+        # Two evaluations on the way, then the final one.
+        found = iter([Evaluation([r], [100], [False]) for r in (*returns, -7.0)])
+        monkeypatch.setattr(policy_phase, "evaluate", lambda *_, found=found: next(found))
+        place = tmp_path / name
+        assert policy_runs.arm("A2C", place, "--steps", "64", "arm.eval_every=32", "arm.save_every=64") == 0
+        assert load_plain(place / "best_model.pt")["evaluation"]["mean_return"] == -5.0
+        assert policy_runs.result(place)["best"]["step"] == {"better": 64, "worse": 32}[name]
 
 
 def test_a_run_that_is_done_is_measured_again_but_not_trained(ppo_run: Path, tmp_path: Path) -> None:
@@ -92,7 +116,11 @@ def test_a_run_that_is_done_is_measured_again_but_not_trained(ppo_run: Path, tmp
     shutil.copytree(ppo_run, place)
     extra = ("--steps", "384", *EVERY, "--seed", "3", "--auto_resume", "arm.final_episodes=12")
     assert policy_runs.arm("PPO", place, *extra) == 0
-    assert policy_runs.result(place)["episodes"] == 12
+    before, after = policy_runs.result(ppo_run), policy_runs.result(place)
+    assert after["episodes"] == 12 and after["curve"] == before["curve"] and after["best"] == before["best"]
+    assert after["training_seconds"] == before["training_seconds"]
+    saved = load_plain(place / "checkpoint-384" / "training_state.pt")["policy_run"]
+    assert after["wall_seconds"] > saved["wall_seconds"] > saved["seconds"] == after["training_seconds"]
     assert parameters_equal(place / "checkpoint-384", ppo_run / "checkpoint-384")
 
 
