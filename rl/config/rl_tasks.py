@@ -12,7 +12,7 @@ class RLConfig(PolicyRunConfig):
 
     task: str = "CartPole-v1"
     max_iterations: int = 300
-    headless: bool = True  # simulators with a window show none
+    headless: bool = True  # no simulator opens a window; train.sh rl refuses false
     distributed: bool = False  # a simulator on each process's own GPU
     logger: MetricsLogger = MetricsLogger.tensorboard
     eval_episodes: int = 20

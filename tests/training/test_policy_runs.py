@@ -156,6 +156,7 @@ def test_runs_are_placed_by_task_and_name() -> None:
             r"replay of 1000000000000.* needs \d+ bytes.*sac.buffer_size",
         ),
         ("rl", "PPO", ["--distributed"], "bash train.sh rl NUM_PROCESSES"),
+        ("rl", "PPO", ["rl.headless=false"], r"rl.headless=false.* train.sh play --checkpoint RUN --video"),
     ],
 )
 def test_a_wrong_run_is_refused_and_leaves_nothing(
