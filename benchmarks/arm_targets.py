@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.runs import REPO, RESULTS, publish, read, start, write
 from rl.config import ALGORITHMS
-from rl.data.statistics import wilson_interval
+from rl.training import seed_intervals
 from rl.training.provenance import machine
 
 TARGETS = {"FASTSAC": 0.97, "SAC": 0.95, "PPO": 0.90, "DIT": 0.90, "A2C": 0.65}
@@ -36,29 +36,26 @@ def run(algorithm: str, seed: int, args: argparse.Namespace, place: Path) -> Non
 
 
 def table(runs: list[dict[str, Any]], targets: dict[str, float]) -> str:
-    """One row an algorithm; the interval is Wilson's over the episodes of all seeds."""
+    """One row an algorithm: its mean over seeds, with the interval of `seed_intervals`."""
     first = runs[0]
     lines = [
         f"# {first['task']}: deterministic policy after {first['env_steps']} environment steps",
         "",
-        f"{first['episodes']} evaluation episodes a seed, fresh ones. Machine: {machine()}.",
+        f"{first['episodes']} evaluation episodes a seed, fresh ones. {seed_intervals.EXPLAINED}. "
+        f"Machine: {first['machine']}.",
         "",
-        "| algorithm | target | success, mean over seeds [95 % over all episodes] | each seed | steps/s | seconds |",
-        "|---|---|---|---|---|---|",
+        "| algorithm | target | success, mean over seeds [95 %] | interval over | each seed | steps/s | seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for algorithm in targets:
         own = [r for r in runs if r["algorithm"] == algorithm]
         if not own:
             continue
-        mean, rate, seconds = (
-            sum(r[k] for r in own) / len(own) for k in ("success_rate", "steps_per_second", "wall_seconds")
-        )
-        total = sum(r["episodes"] for r in own)
-        low, high = wilson_interval(round(sum(r["success_rate"] * r["episodes"] for r in own)), total)
+        rate, seconds = (sum(r[k] for r in own) / len(own) for k in ("steps_per_second", "wall_seconds"))
         seeds = " ".join(f"{r['success_rate']:.3f}" for r in own)
         lines.append(
-            f"| {algorithm} | {targets[algorithm]:.2f} | {mean:.3f} [{low:.3f}, {high:.3f}] | {seeds} | {rate:.0f} | "
-            f"{seconds:.0f} |"
+            f"| {algorithm} | {targets[algorithm]:.2f} | {seed_intervals.of_success(own)} | "
+            f"{seed_intervals.basis(own)} | {seeds} | {rate:.0f} | {seconds:.0f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.arm_targets import KEPT
 from benchmarks.runs import RESULTS, publish, read, start, write
-from rl.data.statistics import bootstrap_mean
+from rl.training import seed_intervals
 from rl.training.provenance import machine
 
 # Least mean return of the deterministic policy after the steps that the task's preset has (configs/task).
@@ -35,7 +35,7 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
     lines = [
         "# Classic tasks: return of the deterministic policy",
         "",
-        f"{next(iter(runs.values()))[0]['episodes']} evaluation episodes a seed; 95 % bootstrap interval over seeds. "
+        f"{next(iter(runs.values()))[0]['episodes']} evaluation episodes a seed. {seed_intervals.EXPLAINED}. "
         f"Machine: {machine()}.",
         "",
         "| task | algorithm | steps | target | mean return | each seed | steps/s |",
@@ -46,7 +46,7 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
         rate = sum(r["steps_per_second"] for r in own) / len(own)
         lines.append(
             f"| {name.replace('/', ' | ')} | {own[0]['env_steps']} | {TARGETS[name]:.0f} | "
-            f"{bootstrap_mean(returns, 2000, 0)} | {' '.join(f'{r:.1f}' for r in returns)} | {rate:.0f} |"
+            f"{seed_intervals.of_return(own)} | {' '.join(f'{r:.1f}' for r in returns)} | {rate:.0f} |"
         )
     return "\n".join(lines) + "\n"
 

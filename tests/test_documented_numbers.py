@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import arm_targets
+from rl.training import seed_intervals
+
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "docs" / "results"
 NUMBER = re.compile(r"[+-]?\d+\.\d+")
@@ -37,15 +40,15 @@ def shown(printed: str, value: float) -> bool:
     return abs(float(printed) - value) <= 0.5 * 10**-digits + 1e-9
 
 
-def arm_runs(name: str = "arm_targets") -> dict[str, list[float]]:
-    """Success of every seed, in their order, by algorithm, as of the last time the whole command was through."""
-    found: dict[str, dict[int, float]] = {}
-    for run in json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["runs"]:
-        found.setdefault(run["algorithm"], {})[run["seed"]] = run["success_rate"]
+def arm_runs(name: str = "arm_targets") -> dict[str, list[dict]]:
+    """The run of every seed, in their order, by algorithm, as of the last time the whole command was through."""
+    found: dict[str, dict[int, dict]] = {}
+    for run in runs_of(name):
+        found.setdefault(run["algorithm"], {})[run["seed"]] = run
     return {algorithm: [seeds[s] for s in sorted(seeds)] for algorithm, seeds in found.items()}
 
 
-def named(cell: str, algorithms: dict[str, list[float]]) -> str:
+def named(cell: str, algorithms: dict[str, list[dict]]) -> str:
     """The algorithm a cell speaks of."""
     words = re.findall(r"\w+", cell.upper())
     names = [name for name in algorithms if name in words]
@@ -53,19 +56,21 @@ def named(cell: str, algorithms: dict[str, list[float]]) -> str:
     return names[0]
 
 
-def check_arm_rows(rows: list[list[str]], mean: int, seeds: int, runs: dict[str, list[float]]) -> None:
-    """`mean` and `seeds`: columns of the mean and of each seed's success."""
+def check_arm_rows(rows: list[list[str]], mean: int, interval: int, seeds: int, runs: dict[str, list[dict]]) -> None:
+    """`mean`, `interval` and `seeds`: columns of the mean, of the cell that ends with low and high, of each seed."""
     assert sorted(named(row[0], runs) for row in rows) == sorted(runs), "a row an algorithm that was measured"
     for row in rows:
         own = runs[named(row[0], runs)]
-        assert shown(NUMBER.findall(row[mean])[0], sum(own) / len(own)), row
+        rates, over = [r["success_rate"] for r in own], seed_intervals.of_success(own)
+        assert shown(NUMBER.findall(row[mean])[0], sum(rates) / len(rates)), row
+        assert all(map(shown, NUMBER.findall(row[interval])[-2:], (over.low, over.high))), row
         each = NUMBER.findall(row[seeds])
-        assert len(each) == len(own) and all(map(shown, each, own)), row
+        assert len(each) == len(rates) and all(map(shown, each, rates)), row
 
 
 def test_the_readme_shows_the_measured_success_of_every_algorithm_and_seed() -> None:
     readme = (REPO / "README.md").read_text(encoding="utf-8")
-    check_arm_rows(rows_after(readme, "ArmReach-v1 after 100,000"), 1, 2, arm_runs())
+    check_arm_rows(rows_after(readme, "ArmReach-v1 after 100,000"), 1, 2, 3, arm_runs())
 
 
 @pytest.mark.parametrize("name", ["arm_targets", "arm_targets_vision"])
@@ -73,7 +78,9 @@ def test_the_table_of_arm_targets_is_that_of_its_runs(name: str) -> None:
     if not (RESULTS / f"{name}.md").is_file():
         pytest.skip(f"{name} has not been measured")
     text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
-    check_arm_rows(rows_after(text, "# "), 2, 3, arm_runs(name))
+    check_arm_rows(rows_after(text, "# "), 2, 2, 4, arm_runs(name))
+    targets = arm_targets.VISION_TARGETS if "vision" in name else arm_targets.TARGETS
+    assert text == arm_targets.table(runs_of(name), targets)  # also of results from before a key was added
 
 
 def test_the_readme_shows_the_measured_numbers_of_the_teacher() -> None:
@@ -147,14 +154,18 @@ def test_the_readme_shows_the_measured_speed_of_the_rl_core() -> None:
 
 
 def test_a_number_that_drifted_is_noticed() -> None:
-    runs = {"PPO": [0.9, 0.7], "SAC": [1.0]}
-    good = [["PPO", "0.800", "0.900 0.700"], ["SAC (soft)", "1.000", "1.000"]]
-    check_arm_rows(good, 1, 2, runs)
+    rates = {"PPO": [0.9, 0.7], "SAC": [1.0]}
+    runs = {name: [{"success_rate": r, "episodes": 100} for r in of] for name, of in rates.items()}
+    # Resamples of two seeds reach from one of them twice to the other one twice; one seed: Wilson, 100 of 100.
+    good = [["PPO", "0.800", "[0.700, 0.900]", "0.900 0.700"], ["SAC (soft)", "1.000", "[0.963, 1.000]", "1.000"]]
+    check_arm_rows(good, 1, 2, 3, runs)
     for wrong in (
-        [["PPO", "0.801", "0.900 0.700"], good[1]],
-        [["PPO", "0.800", "0.900 0.710"], good[1]],
-        [["PPO", "0.800", "0.900"], good[1]],
+        [["PPO", "0.801", "[0.700, 0.900]", "0.900 0.700"], good[1]],
+        [["PPO", "0.800", "[0.739, 0.900]", "0.900 0.700"], good[1]],
+        [["PPO", "0.800", "[0.700, 0.850]", "0.900 0.700"], good[1]],
+        [["PPO", "0.800", "[0.700, 0.900]", "0.900 0.710"], good[1]],
+        [["PPO", "0.800", "[0.700, 0.900]", "0.900"], good[1]],
         good[:1],
     ):
         with pytest.raises(AssertionError):
-            check_arm_rows(wrong, 1, 2, runs)
+            check_arm_rows(wrong, 1, 2, 3, runs)

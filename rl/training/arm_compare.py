@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rl import config as rl_config
-from rl.data.statistics import wilson_interval
-from rl.training import cli, policy_results, provenance
+from rl.training import cli, policy_results, provenance, seed_intervals
 from rl.training.atomic_io import atomic_path, write_atomic
 from rl.training.run_dir import ResumeMode
 
@@ -71,25 +70,21 @@ def write(folder: Path, results: list[dict[str, Any]], steps: int, json_file: Pa
 
 
 def markdown(results: list[dict[str, Any]], steps: int) -> str:
-    """One row an algorithm: success with its Wilson interval over the episodes of all seeds."""
+    """One row an algorithm: means over seeds, success and return with their intervals (`seed_intervals`)."""
     lines = [
         f"# {results[0]['task']} after {steps} steps",
         "",
-        f"Deterministic policy, fresh episodes. Machine: {provenance.machine()}.",
+        f"Deterministic policy, fresh episodes. {seed_intervals.EXPLAINED}. Machine: {provenance.machine()}.",
         "",
-        "| algorithm | seeds | success [95 %] | return | steps/s | seconds |",
-        "|---|---|---|---|---|---|",
+        "| algorithm | seeds | success [95 %] | return [95 %] | interval over | steps/s | seconds |",
+        "|---|---|---|---|---|---|---|",
     ]
     for algorithm, runs in by_algorithm(results).items():
-        success, value, rate, seconds = (
-            sum(r[k] for r in runs) / len(runs)
-            for k in ("success_rate", "mean_return", "steps_per_second", "wall_seconds")
-        )
-        episodes = sum(r["episodes"] for r in runs)
-        low, high = wilson_interval(round(sum(r["success_rate"] * r["episodes"] for r in runs)), episodes)
+        rate, seconds = (sum(r[k] for r in runs) / len(runs) for k in ("steps_per_second", "wall_seconds"))
+        success, value = seed_intervals.of_success(runs), seed_intervals.of_return(runs)
         seeds = " ".join(str(r["seed"]) for r in runs)
-        measured = f"{success:.3f} [{low:.3f}, {high:.3f}] | {value:.2f} | {rate:.0f} | {seconds:.0f}"
-        lines.append(f"| {algorithm} | {seeds} | {measured} |")
+        measured = f"{success} | {value.mean:.2f} [{value.low:.2f}, {value.high:.2f}] | {seed_intervals.basis(runs)}"
+        lines.append(f"| {algorithm} | {seeds} | {measured} | {rate:.0f} | {seconds:.0f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -110,7 +105,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4))
     for axis, key, label in zip(axes, ("success_rate", "mean_return"), ("success rate", "return"), strict=True):
         for algorithm, runs in by_algorithm(results).items():
-            curves = [[*r["curve"], {"env_steps": r["env_steps"], key: r[key]}] for r in runs]
+            curves = [r["curve"] for r in runs]
             length = min(len(c) for c in curves)
             x = [sum(c[i]["env_steps"] for c in curves) / len(curves) for i in range(length)]
             ys = [[c[i][key] for c in curves] for i in range(length)]

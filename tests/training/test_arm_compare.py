@@ -18,7 +18,8 @@ def fake(algorithm: str, seed: int, rate: float) -> dict:
     curve = [{"env_steps": 50, "success_rate": rate / 2, "mean_return": -30.0}]
     return {
         "algorithm": algorithm, "task": "ArmReach-v1", "seed": seed, "env_steps": 100, "success_rate": rate,
-        "episodes": 100, "mean_return": -20.0, "steps_per_second": 10.0, "wall_seconds": 10.0, "curve": curve,
+        "episodes": 100, "mean_return": -20.0 - seed, "return_std": 5.0, "steps_per_second": 10.0,
+        "wall_seconds": 10.0, "curve": curve,
     }  # fmt: skip
 
 
@@ -41,10 +42,12 @@ def test_algorithms_are_compared_with_the_same_seeds_and_the_comparison_continue
     assert again[:3] == times[:3] and again[3] != times[3]
 
 
-def test_the_interval_is_over_the_episodes_of_all_seeds() -> None:
+def test_the_interval_is_over_seeds_and_over_the_episodes_of_a_single_seed() -> None:
     table = arm_compare.markdown([fake("PPO", 0, 0.9), fake("PPO", 1, 0.7), fake("SAC", 0, 1.0)], 100)
-    assert "| PPO | 0 1 | 0.800 [0.739, 0.850] | -20.00 | 10 | 10 |" in table  # Wilson, 160 of 200
-    assert "| SAC | 0 | 1.000 [0.963, 1.000] |" in table
+    # Resamples of two seeds reach from one of them twice to the other one twice.
+    assert "| PPO | 0 1 | 0.800 [0.700, 0.900] | -20.50 [-21.00, -20.00] | 2 seeds | 10 | 10 |" in table
+    # Wilson, 100 of 100; 1.96 * 5 / 10 around the mean.
+    assert "| SAC | 0 | 1.000 [0.963, 1.000] | -20.00 [-20.98, -19.02] | 100 episodes | 10 | 10 |" in table
 
 
 def test_flags_of_a_single_run_do_not_go_with_a_comparison(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
