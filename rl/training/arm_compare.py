@@ -5,6 +5,7 @@ where it was stopped.
 """
 
 import dataclasses
+import fnmatch
 import json
 import os
 from collections.abc import Callable
@@ -12,22 +13,32 @@ from pathlib import Path
 from typing import Any
 
 from rl import config as rl_config
-from rl.training import cli, policy_results, provenance, seed_intervals
+from rl.training import cli, config_drift, policies, policy_results, provenance, seed_intervals
 from rl.training.atomic_io import atomic_path, write_atomic
 from rl.training.run_dir import ResumeMode
 
 _OF_COMPARE = ("arm.compare", "arm.algorithm", "arm.steps", "arm.output_dir", "training.seed")
+# A resume may change these, but the numbers of a finished run are of the old ones.
+_MEASURED = (
+    "arm.steps", "arm.eval_*", "arm.final_episodes", "arm.export", "training.device", "training.num_threads"
+)  # fmt: skip
 
 
 def compare(args: cli.Args, train: Callable[[cli.Args], None]) -> None:
-    """Runs what is missing, then writes comparison.{json,md,png}. Raises ValueError for flags of a single run."""
+    """Runs what is missing, then writes comparison.{json,md,png}.
+
+    Raises ValueError for flags of a single run and for runs there that were done with another configuration.
+    """
     arm = args.config.arm
     if args.resume is ResumeMode.path or args.overwrite:
         raise ValueError("--compare continues by itself; leave --resume and --overwrite out")
     folder = Path(arm.output_dir) if arm.output_dir is not None else _folder(args.config)
     seeds = range(args.config.training.seed, args.config.training.seed + arm.compare_seeds)
-    # All command lines are checked before the first run begins.
+    # All command lines, and what is there, are checked before the first run begins.
     runs = [_single(args, algorithm, seed, folder) for algorithm in rl_config.ALGORITHMS for seed in seeds]
+    for single in runs:
+        if policy_results.read(single.output_dir) is not None:
+            _check_same(single)
     results = []
     for single in runs:
         if policy_results.read(single.output_dir) is None:
@@ -54,6 +65,22 @@ def _single(args: cli.Args, algorithm: str, seed: int, folder: Path) -> cli.Args
     ]  # fmt: skip
     config = rl_config.load(args.config_file, given, "arm")
     return dataclasses.replace(args, config=config, resume=ResumeMode.auto, json=None, overrides=given)
+
+
+def _check_same(single: cli.Args) -> None:
+    """Raises ValueError when the finished run of this place was done with other settings than these."""
+    policies.prefer_small_machine(single.config, "arm")  # as when it was saved
+    saved = single.output_dir / "config.yaml"
+    changed = config_drift.changes(rl_config.read_dict(saved), rl_config.to_dict(single.config))
+    other = [
+        text for key, text in changed.items()
+        if not config_drift.is_benign(key, "arm") or any(fnmatch.fnmatchcase(key, p) for p in _MEASURED)
+    ]  # fmt: skip
+    if other:
+        raise ValueError(
+            f"{saved}: this run of the comparison is done, with another configuration: {'; '.join(other)}. Restore "
+            f"the old values, give another --output_dir, or remove {single.output_dir.parent} to measure anew"
+        )
 
 
 def write(folder: Path, results: list[dict[str, Any]], steps: int, json_file: Path | None) -> None:

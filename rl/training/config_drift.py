@@ -31,6 +31,16 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
+    """By key, "key old -> new" of whatever differs between two nested dicts."""
+    before, after = flatten(old), flatten(new)
+    return {
+        k: f"{k} {before.get(k, '(absent)')} -> {after.get(k, '(absent)')}"
+        for k in sorted(before.keys() | after.keys())
+        if before.get(k, None) != after.get(k, None) or (k in before) != (k in after)
+    }
+
+
 def is_benign(key: str, phase: str) -> bool:
     """True for the list above and for blocks of other phases, which this phase does not read."""
     block = key.split(".")[0]
@@ -47,17 +57,13 @@ def check_drift(
     `old` and `new` are nested dicts (`config.to_dict`); architecture keys stand under "arch". Also raises for an
     allowed key that does not exist, and for one of the architecture: saved weights would not fit.
     """
-    before, after = flatten(old), flatten(new)
+    known = flatten(new)
     for key in allowed:
         if key.startswith("arch."):
             raise ValueError(f"--allow_drift {key}: the architecture of a run cannot change, its weights would not fit")
-        if key not in after:
+        if key not in known:
             raise ValueError(f"--allow_drift {key}: there is no such key; --print_config lists them")
-    changed = {
-        k: f"{k} {before.get(k, '(absent)')} -> {after.get(k, '(absent)')}"
-        for k in sorted(before.keys() | after.keys())
-        if before.get(k, None) != after.get(k, None) or (k in before) != (k in after)
-    }
+    changed = changes(old, new)
     severe = [text for k, text in changed.items() if k not in allowed and not is_benign(k, phase)]
     if severe:
         raise ValueError(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from rl import config as rl_config
-from rl.training import arm_compare, train_arm
+from rl.training import arm_compare, cli, policies, train_arm
 from tests.training import policy_runs
 from tests.training.run_here import run_here
 
@@ -48,6 +48,39 @@ def test_the_interval_is_over_seeds_and_over_the_episodes_of_a_single_seed() -> 
     assert "| PPO | 0 1 | 0.800 [0.700, 0.900] | -20.50 [-21.00, -20.00] | 2 seeds | 10 | 10 |" in table
     # Wilson, 100 of 100; 1.96 * 5 / 10 around the mean.
     assert "| SAC | 0 | 1.000 [0.963, 1.000] | -20.00 [-20.98, -19.02] | 100 episodes | 10 | 10 |" in table
+
+
+def compared(folder: Path, *extra: str) -> list[str]:
+    """Repeats a comparison of PPO alone with a training that only writes its files; the runs that were begun."""
+    begun = []
+
+    def train(single: cli.Args) -> None:
+        place = single.output_dir
+        begun.append(place.name)
+        place.mkdir(parents=True)
+        policies.prefer_small_machine(single.config, "arm")
+        (place / "config.yaml").write_text(rl_config.to_yaml(single.config))
+        (place / "result.json").write_text(json.dumps(fake("PPO", 0, 0.9)))
+
+    arm_compare.compare(cli.parse("arm", ["--compare", "--output_dir", str(folder), *extra]), train)
+    return begun
+
+
+def test_numbers_of_another_configuration_are_not_shown_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rl_config, "ALGORITHMS", ("PPO",))
+    monkeypatch.setattr(arm_compare, "draw", lambda *_: None)
+    assert compared(tmp_path, "--compare-steps", "128") == ["ppo_seed0"]
+    harmless = ("--compare_seeds", "2", "logging.tensorboard=false")
+    assert compared(tmp_path, "--compare-steps", "128", *harmless) == ["ppo_seed1"]
+    table = (tmp_path / "comparison.md").read_bytes()
+    other = ("--compare-steps", "256", "--device", "cuda", "ppo.gamma=0.5", "arm.final_episodes=7")
+    with pytest.raises(ValueError, match="another --output_dir, or remove") as refused:
+        compared(tmp_path, *other)
+    assert (
+        "ppo_seed0/config.yaml: this run of the comparison is done, with another configuration: arm.final_episodes "
+        "1000 -> 7; arm.steps 128 -> 256; ppo.gamma 0.8 -> 0.5; training.device cpu -> cuda. "
+    ) in str(refused.value)
+    assert (tmp_path / "comparison.md").read_bytes() == table
 
 
 def test_flags_of_a_single_run_do_not_go_with_a_comparison(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

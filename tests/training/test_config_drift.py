@@ -1,7 +1,7 @@
 import pytest
 
 from rl.config import Config, to_dict
-from rl.training.config_drift import check_drift
+from rl.training.config_drift import changes, check_drift
 
 
 def drift(key: str, value: object, phase: str = "teacher") -> list[str]:
@@ -87,3 +87,8 @@ def test_only_the_keys_named_may_change_and_the_change_is_noted() -> None:
 def test_keys_that_cannot_be_allowed_are_refused(key: str, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         check_drift(to_dict(Config()), to_dict(Config()), "teacher", "config.yaml", [key])
+
+
+def test_changes_name_keys_that_differ_that_are_new_and_that_are_gone() -> None:
+    found = changes({"a": {"b": 1, "c": None}, "d": 2}, {"a": {"b": 1.5, "c": None}, "e": None})
+    assert found == {"a.b": "a.b 1 -> 1.5", "d": "d 2 -> (absent)", "e": "e (absent) -> None"}
