@@ -1,10 +1,10 @@
 """Speed of ArmReach alone: `python -m benchmarks.arm_speed [--json FILE] [--seed N] [--device cpu]`.
 
-Environment steps per second in one process with precomputed random actions; no policy, no learning.
+Environment steps per second in one process with precomputed random actions; no policy, no learning. The file of --json
+is written after each number of environments.
 """
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
@@ -12,28 +12,33 @@ from typing import Any
 
 import torch
 
+from benchmarks.runs import NO_EPISODES, write
 from rl.envs.arm_reach import ArmReach
-from rl.training.provenance import machine
+from rl.training.provenance import git_commit, machine
 
 
 def step_rate(num_envs: int, steps: int, repeats: int, seed: int, device: str) -> dict[str, float]:
-    """Median and best of `repeats` measurements of `steps` vector steps each, after 150 for warming up."""
+    """Median and best (steps/s) of `repeats` measurements of `steps` vector steps each, after 150 for warming up; and
+    `env_steps` and `wall_seconds` of all of them."""
     env = ArmReach(num_envs, device, seed=seed)
     env.reset()
     generator = torch.Generator().manual_seed(seed)
     actions = [(torch.rand(num_envs, 7, generator=generator) * 2 - 1).to(device) for _ in range(16)]
     for t in range(150):
         env.step(actions[t % 16])
-    rates = []
+    seconds = []
     for _ in range(repeats):
         _wait(env.device)
         start = time.perf_counter()
         for t in range(steps):
             env.step(actions[t % 16])
         _wait(env.device)
-        rates.append(num_envs * steps / (time.perf_counter() - start))
-    rates.sort()
-    return {"median": rates[len(rates) // 2], "best": rates[-1]}
+        seconds.append(time.perf_counter() - start)
+    rates = sorted(num_envs * steps / s for s in seconds)
+    return {
+        "median": rates[len(rates) // 2], "best": rates[-1], "env_steps": num_envs * steps * repeats,
+        "wall_seconds": sum(seconds),
+    }  # fmt: skip
 
 
 def _wait(device: torch.device) -> None:
@@ -55,18 +60,17 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     result: dict[str, Any] = {
         "machine": machine(), "load": os.getloadavg()[0], "threads": torch.get_num_threads(), "device": args.device,
-        "seed": args.seed, "speed": [],
+        "seed": args.seed, "code_commit": git_commit(), "speed": [],
     }  # fmt: skip
     print(f"{result['machine']}, {result['threads']} threads, load {result['load']:.1f}")
     print(f"{'environments':>12} {'steps/s, median':>16} {'best':>12}")
     for num_envs in args.num_envs:
         row = step_rate(num_envs, args.steps, args.repeats, args.seed, args.device)
-        what = {"task": "ArmReach-v1", "num_envs": num_envs, "steps_per_second": row["median"]}
-        result["speed"].append({**what, **row})
+        what = {"algorithm": None, "task": "ArmReach-v1", "seed": args.seed, "num_envs": num_envs}
+        result["speed"].append({**what, "steps_per_second": row["median"], **row, **NO_EPISODES})
         print(f"{num_envs:>12} {row['median']:>16,.0f} {row['best']:>12,.0f}")
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        if args.json is not None:
+            write(args.json, result)
 
 
 if __name__ == "__main__":

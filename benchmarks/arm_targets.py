@@ -18,7 +18,8 @@ from rl.training.provenance import machine
 TARGETS = {"FASTSAC": 0.97, "SAC": 0.95, "PPO": 0.90, "DIT": 0.90, "A2C": 0.65}
 VISION_TARGETS = {"PPO": 0.60}
 KEPT = ("algorithm", "task", "seed", "env_steps", "episodes", "success_rate", "success_interval", "mean_return",
-        "return_std", "steps_per_second", "wall_seconds", "curve", "machine", "command")  # fmt: skip
+        "return_std", "steps_per_second", "training_seconds", "wall_seconds", "curve", "machine", "code_commit",
+        "command")  # fmt: skip
 
 
 def run(algorithm: str, seed: int, args: argparse.Namespace, place: Path) -> None:

@@ -21,8 +21,9 @@ from rl.training.parallel_utils import ParallelContext
 from rl.training.policy_phase import PolicyPhase
 from rl.training.provenance import machine
 
-KEPT = ("seed", "env_steps", "episodes", "success_rate", "success_interval", "mean_return", "return_std",
-        "steps_per_second", "wall_seconds", "curve", "machine", "command")  # fmt: skip
+KEPT = ("algorithm", "task", "seed", "env_steps", "episodes", "success_rate", "success_interval", "mean_return",
+        "return_std", "steps_per_second", "training_seconds", "wall_seconds", "curve", "machine", "code_commit",
+        "command")  # fmt: skip
 MEASURED = ("success_rate", "success_interval", "mean_return", "return_std")
 
 

@@ -47,9 +47,7 @@ def run(name: str, args: argparse.Namespace, place: Path) -> None:
         "--episodes", str(args.episodes), *args.overrides,
     )  # fmt: skip
     found, first = read(REPO / after), read(REPO / before)
-    numbers = {"name": name, "algorithm": found["algorithm"], "task": found["task"],
-               **{k: found[k] for k in KEPT}, "untrained": first}  # fmt: skip
-    write(place, numbers)
+    write(place, {"name": name, **{k: found[k] for k in KEPT}, "untrained": first})
 
 
 def table(runs: list[dict[str, Any]]) -> str:

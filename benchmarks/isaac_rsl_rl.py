@@ -168,7 +168,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     found = evaluate(policy, made.evaluating(), max(args.episodes, args.num_envs), EVALUATION_SEED)
     made.close()
     return {
-        "trainer": args.trainer, "seed": args.seed, "env_steps": steps, **found.numbers(),
+        "trainer": args.trainer, "algorithm": "PPO", "task": args.task, "seed": args.seed, "env_steps": steps,
+        **found.numbers(),
         "steps_per_second": steps / wall, "steps_per_cpu_second": steps / cpu, "wall_seconds": wall,
         "machine": machine(),
     }  # fmt: skip

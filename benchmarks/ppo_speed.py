@@ -3,11 +3,11 @@
 Environment steps per second, learning included, of this project's PPO (eager, compiled and, on a GPU, as CUDA graphs),
 rsl_rl and Stable-Baselines3 on the same ArmReach environments with the same network, rollout, epochs and minibatches.
 Contenders take turns, one iteration each a round, so that whatever else the machine does hits all of them. The first
-rounds (compilation, allocation) do not count. For a GPU: `--device cuda --num_envs 4096 16384`.
+rounds (compilation, allocation) do not count. For a GPU: `--device cuda --num_envs 4096 16384`. The file of --json is
+written after each number of environments.
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -25,13 +25,14 @@ from rsl_rl.storage import RolloutStorage as RslStorage
 from stable_baselines3.common.vec_env import VecEnv
 from tensordict import TensorDict
 
+from benchmarks.runs import NO_EPISODES, write
 from rl.algorithms.ppo import PPO, SingleProcess, make_optimizer
 from rl.algorithms.ppo_rollout import RolloutActor
 from rl.config import CONFIG_DIR, load
 from rl.data.episode_statistics import EpisodeStatistics
 from rl.envs.arm_reach import ArmReach
 from rl.models.actor_critic import ActorCritic
-from rl.training.provenance import machine
+from rl.training.provenance import git_commit, machine
 
 STEPS, EPOCHS, MINIBATCHES = 24, 5, 4
 Iteration = Callable[[], None]
@@ -186,7 +187,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     result: dict[str, Any] = {
         "machine": machine(), "load": os.getloadavg()[0], "threads": args.threads, "device": args.device,
-        "seed": args.seed, "hidden": args.hidden, "rounds": args.rounds, "rows": [],
+        "seed": args.seed, "hidden": args.hidden, "rounds": args.rounds, "code_commit": git_commit(), "rows": [],
     }  # fmt: skip
     print(f"{result['machine']}, {args.threads} threads, {args.device}, ELU {args.hidden}")
     print(f"{'environments':>12} {'':>20} {'steps/s, median':>16} {'best':>12} {'times first':>11}")
@@ -198,10 +199,9 @@ def main() -> None:
             times = row["steps_per_second"] / rows[0]["steps_per_second"]
             cells = f"{row['steps_per_second']:>16,.0f} {row['best']:>12,.0f} {times:>11.2f}"
             print(f"{num_envs:>12} {row['name']:>20} {cells}")
-            result["rows"].append({"num_envs": num_envs, "seed": args.seed, **row})
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            result["rows"].append({"num_envs": num_envs, "seed": args.seed, **row, **NO_EPISODES})
+        if args.json is not None:
+            write(args.json, result)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rl.training.provenance import git_commit
+
 REPO = Path(__file__).resolve().parents[1]
 RESULTS = REPO / "docs" / "results"
+# What every row of numbers names, of a benchmark that measures speed alone.
+NO_EPISODES: dict[str, None] = {"success_rate": None, "success_interval": None, "mean_return": None}
 
 
 def start(module: str, *arguments: str) -> None:
@@ -31,7 +35,7 @@ def write(place: Path, data: Any) -> None:
 
 
 def publish(table: Path, json_file: Path, text: str, data: dict[str, Any]) -> None:
-    """Writes a table (markdown) and the numbers behind it, and prints the table."""
-    write(json_file, data)
+    """Writes a table (markdown) and the numbers behind it with the commit of the code, and prints the table."""
+    write(json_file, {"code_commit": git_commit(), **data})
     table.write_text(text, encoding="utf-8")
     print(text)

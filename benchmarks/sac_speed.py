@@ -4,11 +4,11 @@ Same machine, threads, task (ArmReach), environments, network sizes, batch and n
 step; collecting included. Rows are measured in turn, several rounds, and the median counts, so that other work on the
 machine meets all of them; "CPU" is the time of this process, which other work disturbs least. "update" leaves
 collecting out; "times" is how many times faster than the peer.
-For a GPU: `--device cuda --num_envs 4096 16384 --batch_size 8192 --hidden 256`.
+For a GPU: `--device cuda --num_envs 4096 16384 --batch_size 8192 --hidden 256`. The file of --json is written after
+each part of the table.
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -23,12 +23,13 @@ import torch
 from stable_baselines3 import SAC as PEER
 from stable_baselines3.common.vec_env import VecEnv
 
+from benchmarks.runs import NO_EPISODES, write
 from rl import config as rl_config
 from rl.config import CriticHead
 from rl.envs.arm_reach import ArmReach
 from rl.training.off_policy_phase import OffPolicyPhase
 from rl.training.parallel_utils import ParallelContext
-from rl.training.provenance import machine
+from rl.training.provenance import git_commit, machine
 
 UPDATES = 4  # gradient steps for each vector step
 COLUMNS = {"wall": "wall", "cpu": "CPU", "update_wall": "update wall", "update_cpu": "update CPU"}
@@ -177,7 +178,7 @@ def table(made: dict[str, Row], args: argparse.Namespace, setting: Setting) -> l
             "wall_seconds": sum(p[0] for p in pairs), "updates_per_second": 1e3 / costs[0],
             "steps_per_second": 1e3 * setting.num_envs / UPDATES / costs[0],
         }  # fmt: skip
-        results.append({**vars(setting), **measured, **numbers})
+        results.append({**vars(setting), **measured, **numbers, **NO_EPISODES})
     return results
 
 
@@ -203,16 +204,16 @@ def main() -> None:
     ctx = ParallelContext.create(cfg.training)
     print(f"{machine()}, {args.threads} threads, load {os.getloadavg()[0]:.1f}")
     print(f"{'ms an update':<38}" + "".join(f"{name:>16} {'times':>6}" for name in COLUMNS.values()))
-    results: list[dict[str, Any]] = []
+    result: dict[str, Any] = {
+        "machine": machine(), "threads": args.threads, "seed": args.seed, "code_commit": git_commit(), "rows": [],
+    }  # fmt: skip
     for num_envs in args.num_envs:
         for hidden in args.hidden:
             setting = Setting(num_envs, hidden, args.batch_size, args.device)
-            results += table(rows(ctx, setting, not args.no_compile, args.only), args, setting)
+            result["rows"] += table(rows(ctx, setting, not args.no_compile, args.only), args, setting)
+            if args.json is not None:
+                write(args.json, result)
     ctx.close()
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        text = {"machine": machine(), "threads": args.threads, "seed": args.seed, "rows": results}
-        args.json.write_text(json.dumps(text, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import runs
+from rl.training import provenance
 
 
 def test_a_module_that_fails_ends_the_command_with_its_exit_code(tmp_path: Path) -> None:
@@ -30,4 +31,4 @@ def test_numbers_replace_a_file_only_when_they_are_complete(tmp_path: Path) -> N
 def test_a_table_is_written_beside_its_numbers_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs.publish(tmp_path / "t.md", tmp_path / "t.json", "| a |\n", {"runs": [2]})
     assert (tmp_path / "t.md").read_text() == "| a |\n" and capsys.readouterr().out == "| a |\n\n"
-    assert json.loads((tmp_path / "t.json").read_text()) == {"runs": [2]}
+    assert json.loads((tmp_path / "t.json").read_text()) == {"code_commit": provenance.git_commit(), "runs": [2]}
