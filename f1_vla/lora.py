@@ -54,12 +54,18 @@ def lora_config(
 
 def add_lora(policy: F1Policy, role: Role, config: LoraConfig) -> list[str]:
     """Injects the role's adapter in place; returns the names of its parameters, which are the only ones of the role's
-    experts left trainable. Parameters outside the experts keep their requires_grad, other roles' adapters too."""
+    experts left trainable. Parameters outside the experts keep their requires_grad, and so do the adapters of other
+    roles, which go on acting."""
     before = {n: p.requires_grad for n, p in policy.named_parameters()}
     with warnings.catch_warnings():
         # Several adapters on one base are meant here.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         inject_adapter_in_model(config, policy, adapter_name=role.value)
+    for layer in policy.modules():
+        if isinstance(
+            layer, LoraLayer
+        ):  # PEFT leaves the newest adapter active alone: those of other roles fell silent
+            layer.set_adapter(list(layer.lora_A))
     added = [n for n, _ in policy.named_parameters() if f".{role.value}." in n and ".lora_" in n]
     for name, p in policy.named_parameters():
         base = name.replace(".base_layer.", ".")

@@ -131,6 +131,32 @@ def test_fresh_adapter_changes_nothing_and_a_saved_one_comes_back(debug_policy, 
             load_lora(debug_policy, Role.world_model, state)
 
 
+@pytest.mark.parametrize("order", [list(Role), list(Role)[::-1]])
+def test_the_adapter_of_one_role_goes_on_acting_and_learning_beside_that_of_another(
+    debug_policy, debug_config, make_batch, order
+):
+    batch, h = make_batch(debug_config, T=1), debug_policy.initial_memory_state(2)
+
+    def run(mode, **options):
+        torch.manual_seed(0)
+        return debug_policy(batch, mode=mode, initial_memory_state=h, **options)
+
+    def said():
+        with torch.no_grad():
+            return run("world_model_window", return_logits=True)["logits"], run("actions")["actions"]
+
+    plain = said()
+    for n in (first := add_lora(debug_policy, order[0], config(debug_policy, order[0]))):
+        debug_policy.get_parameter(n).data.normal_(std=0.3)
+    alone = said()
+    assert any(not torch.allclose(a, b, atol=1e-3) for a, b in zip(plain, alone, strict=True))
+    second = add_lora(debug_policy, order[1], config(debug_policy, order[1]))  # fresh: it changes nothing yet
+    assert all(torch.equal(a, b) for a, b in zip(alone, said(), strict=True))
+    run("world_model_window")["loss"].backward()
+    ours = {n: debug_policy.get_parameter(n).grad for n in (*first, *second)}
+    assert {n for n, g in ours.items() if g is not None} == {n for n in ours if f".{Role.world_model}." in n}
+
+
 def test_unknown_target_module_is_refused(debug_policy):
     with pytest.raises(ValueError, match="qkv"):
         config(debug_policy, Role.explorer, target_modules=["qkv"])
