@@ -12,13 +12,15 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from f1_vla.config import F1Config
 from rl import config as rl_config
-from rl.config import PipelinePhase
-from rl.training import cli
+from rl.config import Config, PipelinePhase
+from rl.training import cli, train_adversarial_rl, train_student_rl
 from rl.training.atomic_io import write_atomic
 from rl.training.checkpoint import open_checkpoint
 from rl.training.checkpoint_files import checkpoint_dirs
@@ -26,6 +28,7 @@ from rl.training.config_drift import check_drift
 from rl.training.errors import EXIT_CRASH, EXIT_OK, EXIT_PREEMPTED, Preempted
 from rl.training.evaluation.loading import weights_of
 from rl.training.logging_setup import setup_logging
+from rl.training.model_setup import check_model_files
 from rl.training.preemption import STOP_SIGNALS
 from rl.training.report import write_report
 
@@ -42,6 +45,18 @@ NEEDS: dict[PipelinePhase, list[PipelinePhase]] = {
     PipelinePhase.adversarial: [PipelinePhase.teacher, PipelinePhase.student],
 }
 TRAINING = tuple(NEEDS)
+# What a phase refuses of its configuration before it starts.
+CHECKS: dict[PipelinePhase, Callable[[Config, F1Config], None]] = {
+    PipelinePhase.teacher: check_model_files,
+    PipelinePhase.student: train_student_rl.check,
+    PipelinePhase.adversarial: train_adversarial_rl.check,
+}
+# The flag that a phase is given its length by, and the key of the block `pipeline` that says it.
+LENGTHS: dict[PipelinePhase, tuple[str, str]] = {
+    PipelinePhase.teacher: ("--num_episodes", "teacher_episodes"),
+    PipelinePhase.student: ("--num_episodes", "student_episodes"),
+    PipelinePhase.adversarial: ("--total_iterations", "adversarial_iterations"),
+}
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -62,6 +77,7 @@ class Pipeline:
         self.phases = [p for p in PipelinePhase if p in self.p.phases]
         self.times_file = self.path / "times.json"
         check_available(self.phases)
+        self._check_settings()
         self._check_predecessors()
         self._check_directory()
 
@@ -83,6 +99,18 @@ class Pipeline:
         return EXIT_OK
 
     # --- what is asked for ------------------------------------------------------------------------------------------
+
+    def _check_settings(self) -> None:
+        """What a later phase would refuse is refused now, not when those before it have trained."""
+        game = replace(self.cfg.adversarial, total_iterations=self._total(PipelinePhase.adversarial))
+        cfg = replace(self.cfg, adversarial=game)
+        for phase in self.phases:
+            if phase in TRAINING:
+                flag, key = LENGTHS[phase]
+                try:
+                    CHECKS[phase](cfg, self.args.arch)
+                except ValueError as e:
+                    raise ValueError(f"phase {phase} of the pipeline, whose {flag} is pipeline.{key}: {e}") from e
 
     def _check_predecessors(self) -> None:
         for phase in self.phases:
@@ -116,13 +144,13 @@ class Pipeline:
             measured = [p for p in TRAINING if checkpoint_dirs(self.path / p)]
             return [Step(f"evaluation of {p}", phase, self._evaluation(p)) for p in measured]
         total = self._total(phase)
+        length = (LENGTHS[phase][0], str(total))
         places = {"teacher_path": "teacher"} if phase is PipelinePhase.student else {}
         if phase is PipelinePhase.adversarial:
             places = {"teacher_checkpoint": "teacher", "student_checkpoint": "student"}
-        size = "--total_iterations" if phase is PipelinePhase.adversarial else "--num_episodes"
         every = {"save_every": self.p.checkpoints, "sample_save_every": self.p.media, "video_save_every": self.p.media}
         arguments = [
-            "--rl_config", str(self.path / "config.yaml"), "--output_dir", str(self.path / phase), size, str(total),
+            "--rl_config", str(self.path / "config.yaml"), "--output_dir", str(self.path / phase), *length,
             "--overwrite" if self.args.overwrite else "--auto_resume",
             *(part for flag, place in places.items() for part in (f"--{flag}", str(self.path / place))),
             *(f"training.{key}={max(1, total // count)}" for key, count in every.items()),
@@ -144,12 +172,8 @@ class Pipeline:
         return self.path / "evaluation" / f"{phase}.json"
 
     def _total(self, phase: PipelinePhase) -> int:
-        sizes = {
-            PipelinePhase.teacher: self.p.teacher_episodes,
-            PipelinePhase.student: self.p.student_episodes,
-            PipelinePhase.adversarial: self.p.adversarial_iterations,
-        }
-        return sizes[phase]
+        total: int = getattr(self.p, LENGTHS[phase][1])
+        return total
 
     # --- what is done -----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,8 @@
 
 import logging
 
+from f1_vla.config import F1Config
+from rl.config import Config
 from rl.training import cli
 from rl.training.checkpoint_files import checkpoint_dirs
 from rl.training.explorer_setup import check_student
@@ -22,6 +24,12 @@ def resumes(args: cli.Args) -> bool:
     return args.resume is ResumeMode.path
 
 
+def check(cfg: Config, arch: F1Config) -> None:
+    """What the configuration alone gives away. Raises ValueError naming the key."""
+    check_sizes(cfg, arch)
+    check_student(cfg, arch)
+
+
 def build(args: cli.Args, ctx: ParallelContext, teacher: Teacher | None) -> StudentPhase:
     policy = frozen_policy(args.config, args.arch, ctx.device)
     states, origin = None, {}
@@ -33,8 +41,7 @@ def build(args: cli.Args, ctx: ParallelContext, teacher: Teacher | None) -> Stud
 
 def main(args: cli.Args) -> None:
     """What is wrong with configuration or teacher is refused before anything is written or a simulator starts."""
-    check_sizes(args.config, args.arch)
-    check_student(args.config, args.arch)
+    check(args.config, args.arch)
     teacher = None if resumes(args) else find_teacher(args.teacher, args.config, args.arch)
     run_phase(
         args, lambda a, ctx: build(a, ctx, teacher), args.config.training.num_episodes, check=lambda cfg, arch: None

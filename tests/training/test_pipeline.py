@@ -19,7 +19,7 @@ from rl.training.errors import Preempted
 from rl.training.pipeline import Pipeline, run_process
 from tests.training.teacher_runs import REPO, SETTINGS
 
-SMALL = ["pipeline.teacher_episodes=4", "pipeline.student_episodes=6", "pipeline.adversarial_iterations=2"]
+SMALL = ["pipeline.teacher_episodes=4", "pipeline.student_episodes=6", "pipeline.adversarial_iterations=7"]
 
 
 class _Processes:
@@ -88,7 +88,7 @@ def test_phases_run_in_order_each_in_its_directory_with_what_it_needs(processes:
     assert _run(processes, "--phases", "evaluation,adversarial,student,teacher", "arch.chunk_size=2") == 0
     assert processes.names == ALL
     commands, home = dict(processes.commands), str(processes.directory)
-    for phase, size in [("teacher", "4"), ("student", "6"), ("adversarial", "2")]:
+    for phase, size in [("teacher", "4"), ("student", "6"), ("adversarial", "7")]:
         command = commands[phase]
         assert command[command.index("--output_dir") + 1] == f"{home}/{phase}" and size in command
         assert {"--auto_resume", "arch.chunk_size=2", f"{home}/config.yaml"} <= set(command)
@@ -170,8 +170,15 @@ def test_several_processes_are_launched_by_train_sh_and_measuring_needs_one(proc
         (None, ["--phases", "teacher,teacher"], "pipeline.phases names teacher twice"),
         (None, ["pipeline.phases=[]"], "pipeline.phases is empty"),
         (None, ["pipeline.media=0"], "pipeline.media is 0"),
+        (None, ["pipeline.adversarial_iterations=2"], "phase adversarial of the pipeline, whose --total_iterations is "
+         "pipeline.adversarial_iterations: --total_iterations (adversarial.total_iterations) is 2, not more than"),
+        (None, ["student.rewards.memory_divergence_weight=0", "student.rewards.wm_uncertainty_weight=0"],
+         "phase student of the pipeline, whose --num_episodes is pipeline.student_episodes: "
+         "student.rewards.memory_divergence_weight and student.rewards.wm_uncertainty_weight are both 0"),
+        (None, ["adversarial.replay.random_share=0.1"], "phase adversarial of the pipeline"),
+        (None, ["model.tokenizer_path=/nowhere"], "phase teacher of the pipeline"),
     ],
-)
+)  # fmt: skip
 def test_wrong_requests_are_refused_before_anything_starts(
     processes: _Processes, first: list[str] | None, then: list[str], message: str
 ) -> None:
@@ -182,6 +189,11 @@ def test_wrong_requests_are_refused_before_anything_starts(
         _run(processes, *then)
     assert message in str(refused.value) and processes.names == []
     assert first is not None or not processes.directory.exists()
+
+
+def test_settings_of_phases_that_are_not_asked_for_are_not_judged(processes: _Processes) -> None:
+    assert _run(processes, "--phases", "teacher,student", "pipeline.adversarial_iterations=2") == 0
+    assert processes.names == ["teacher", "student"]
 
 
 def test_a_phase_that_this_version_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
