@@ -93,8 +93,8 @@ def plain_bytes(value: Any, where: str) -> int:
     return sum(storages.values())
 
 
-def load_strict(module: nn.Module, state_dict: dict[str, torch.Tensor], source: str | Path) -> None:
-    """`module.load_state_dict` that touches nothing unless every key and shape fits; else ValueError listing them."""
+def check_fit(module: nn.Module, state_dict: dict[str, torch.Tensor], source: str | Path) -> None:
+    """Raises ValueError listing the keys and shapes that do not fit; both may be on the meta device."""
     own = module.state_dict()
     problems = {
         "missing": sorted(own.keys() - state_dict.keys()),
@@ -111,6 +111,11 @@ def load_strict(module: nn.Module, state_dict: dict[str, torch.Tensor], source: 
             f"{source} belongs to another architecture than this model: keys {'; '.join(told)}. "
             "Use the model configuration it was trained with (config.yaml of its run)"
         )
+
+
+def load_strict(module: nn.Module, state_dict: dict[str, torch.Tensor], source: str | Path) -> None:
+    """`module.load_state_dict` that touches nothing unless every key and shape fits; else ValueError listing them."""
+    check_fit(module, state_dict, source)
     module.load_state_dict(state_dict, strict=True)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from f1_vla import weights
 from f1_vla.policy import F1Policy, Published
 from rl.training.checkpoint_files import FileEntry, ReleasedBase, sha256_of
-from rl.training.checkpoint_state import load_strict
+from rl.training.checkpoint_state import check_fit, load_strict
 
 
 def _plain(name: str) -> str:
@@ -72,12 +72,24 @@ def load_model(owner: nn.Module, state: dict[str, torch.Tensor], base: ReleasedB
         return
     for file in base.files:
         _check_file(file, source)
-    own = owner.state_dict()
-    load_strict(owner, {**{n: own.get(n, torch.empty(0)) for n in base.entries}, **state}, source)
+    load_strict(owner, _with_base(owner, state, base), source)
     files = weights.ReleasedFiles([Path(f.name) for f in base.files])
     entries = frozenset(_plain(n.removeprefix(prefix)) for n in base.entries)
     weights.copy_entries(policy, files, entries)
     policy.published = Published(files.files, entries)
+
+
+def check_model(
+    owner: nn.Module, state: dict[str, torch.Tensor], base: ReleasedBase | None, source: str | Path
+) -> None:
+    """Raises ValueError where `load_model` would refuse a key or a shape; no weights are needed on either side."""
+    check_fit(owner, state if base is None else _with_base(owner, state, base), source)
+
+
+def _with_base(owner: nn.Module, state: dict[str, torch.Tensor], base: ReleasedBase) -> dict[str, torch.Tensor]:
+    """`state` and the owner's own entries in place of those left out."""
+    own = owner.state_dict()
+    return {**{n: own.get(n, torch.empty(0)) for n in base.entries}, **state}
 
 
 def _check_file(file: FileEntry, source: str | Path) -> None:

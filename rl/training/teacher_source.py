@@ -21,6 +21,11 @@ from rl.training.config_drift import flatten
 from rl.training.model_setup import inject_adapter, uses_lora
 from rl.training.released_base import load_model
 
+# What an action does and what is seen: a world model knows one answer to each. Objects and looks of a scene may differ.
+_WORLD = (
+    "control_mode", "instruction", "action_scale", "gripper_scale", "physics_steps", "physics_timestep", "vlm_size",
+    "wm_size",
+)  # fmt: skip
 # Architecture keys that decide how the model is run, not what it is.
 _RUN_TIME = (
     "trunk.attention_backend", "vision.attention_backend", "trunk.gradient_checkpointing", "num_denoise_steps",
@@ -44,12 +49,14 @@ class Teacher:
 
 def find_teacher(path: Path | None, cfg: Config, arch: F1Config, flag: str = "--teacher_path") -> Teacher:
     """The newest valid checkpoint at `path`. ValueError naming the flag: none given, none there, damaged, of another
-    phase or architecture, without the ensemble heads that this run asks for, with other adapters."""
+    phase or architecture, without the ensemble heads that this run asks for, with other adapters, of another world."""
     saved = open_run(path, flag, "phase 1 (bash train.sh teacher makes one)")
     run = saved.path.parent
     _check_phase(saved, flag)
     check_architecture(rl_config.read_dict(run / "model_config.yaml"), arch, saved, cfg, flag)
-    check_adapters(rl_config.load_saved(run / "config.yaml", rl_config.POLICY_BLOCKS), cfg, saved, flag)
+    theirs = rl_config.load_saved(run / "config.yaml", rl_config.POLICY_BLOCKS)
+    check_adapters(theirs, cfg, saved, flag)
+    check_world(theirs, cfg, saved, flag)
     return Teacher(saved, flag)
 
 
@@ -112,6 +119,21 @@ def check_adapters(theirs: Config, cfg: Config, saved: SavedCheckpoint, flag: st
                     f"{flag} {saved.path} has adapters with model.lora.{name}={getattr(old, name)}, this run "
                     f"{getattr(new, name)}; give the same"
                 )
+
+
+def check_world(theirs: Config, cfg: Config, saved: SavedCheckpoint, flag: str) -> None:
+    """Raises ValueError naming the flag where actions or pictures meant something else in the run (theirs)."""
+    old, new = theirs.environment, cfg.environment
+    wrong = [
+        f"environment.{k} is {getattr(old, k)} there and {getattr(new, k)} here"
+        for k in _WORLD
+        if getattr(old, k) != getattr(new, k)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{flag} {saved.path} was trained in another world: {'; '.join(wrong)}. Give these keys as it had them "
+            f"({saved.path.parent / 'config.yaml'})"
+        )
 
 
 def frozen_policy(cfg: Config, arch: F1Config, device: torch.device) -> F1Policy:

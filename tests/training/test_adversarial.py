@@ -209,6 +209,7 @@ def test_wrong_settings_are_refused_in_one_line(refused: Refused, extra: list[st
 
 
 def test_missing_or_unfit_checkpoints_are_refused_by_their_flag(
+        (["environment.gripper_scale=0.02"], "environment.gripper_scale is 0.01 there and 0.02 here"),
     refused: Refused, adversarial_run: Path, student_run: Path, teacher_with_heads: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     assert "--teacher_checkpoint DIR is missing" in refused(teacher=None)
@@ -244,6 +245,32 @@ def test_a_run_with_bf16_accumulation_and_a_world_model_that_forgets_goes_back(
     teacher_with_heads: Path, student_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
     """A learning rate far too high: the random suite regresses and the world model is rolled back."""
+def test_a_student_of_another_world_is_refused_by_its_flag(
+    refused: Refused, student_run: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    other = tmp_path / "other"
+    shutil.copytree(student_run, other)
+    text = (other / "config.yaml").read_text()
+    assert "physics_timestep: 0.01" in text
+    (other / "config.yaml").write_text(text.replace("physics_timestep: 0.01", "physics_timestep: 0.02"))
+    message = refused(student=other)
+    assert "--student_checkpoint" in message and "environment.physics_timestep is 0.02 there and 0.01 here" in message
+
+
+def test_a_student_whose_weights_do_not_fit_is_refused_before_any_simulator(
+    refused: Refused, student_run: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    """The configuration beside the checkpoint says what it is not: keys and shapes are compared, too."""
+    forged = tmp_path / "forged"
+    shutil.copytree(student_run, forged)
+    text = (forged / "config.yaml").read_text()
+    assert "value_hidden: 128" in text
+    (forged / "config.yaml").write_text(text.replace("value_hidden: 128", "value_hidden: 24"))
+    message = refused("student.value_hidden=24", student=forged)
+    assert "--student_checkpoint: " in message and "another architecture" in message
+    assert "value.layers.0.weight (128, " in message and "instead of (24, " in message
+
+
     run = tmp_path / "run"
     extra = [
         "--mixed_precision", "bf16", "--gradient_accumulation_steps", "2", "adversarial.wm_learning_rate=1.0",

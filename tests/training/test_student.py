@@ -175,6 +175,16 @@ def _refused(argv: list[str], capfd: pytest.CaptureFixture, monkeypatch: pytest.
         (["arch.world_model.ensemble_heads=3"], "arch.world_model.ensemble_heads is 2 there and 3 here"),
         (["--model_config", "tiny"], "--teacher_path"),
         (["arch.memory.memory_enabled=false"], "student.rewards.memory_divergence_weight is positive"),
+        (
+            ["environment.action_scale=0.05"],
+            "was trained in another world: environment.action_scale is 0.1 there and "
+            "0.05 here. Give these keys as it had them",
+        ),
+        (
+            ["environment.instruction=wait", "environment.physics_steps=6"],
+            "environment.instruction is explore the table "
+            "there and wait here; environment.physics_steps is 5 there and 6 here",
+        ),
     ],
 )
 def test_wrong_input_is_refused_in_one_line_before_any_simulator(
