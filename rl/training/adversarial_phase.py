@@ -194,6 +194,7 @@ class AdversarialPhase:
         else:
             line = self.world_model.update(progress)
         self.done += 1
+        rejected = False
         return line | (self._settle() if self.done == self.updates_per_iteration else {})
 
     def _settle(self) -> dict[str, float]:
@@ -202,7 +203,9 @@ class AdversarialPhase:
         line = {"rollbacks": float(self.world_model.rollbacks), "past_explorers": float(len(self.explorer.pool))}
         if number % a.held_out.every == 0:
             line |= self._examine()
-        if number % a.reward_refresh_every == 0:
+            rejected = bool(line["held_out_regressed"])
+        # The present copy may be of weights that were just taken back: rewards of a world model that does not exist.
+        if rejected or number % a.reward_refresh_every == 0:
             self.explorer.refresh_rewards()
         if number % a.pool_every == 0 and self.trains(Player.explorer):
             self.explorer.pool.add()
