@@ -118,7 +118,7 @@ class AdversarialPhase:
         line |= self._keep_explorers_episodes()
         line |= self._signs_of_collapse(line)
         if not self.trains(Player.explorer):
-            self.explorer.rollout.free()
+            self.explorer.wait()
         line["env_steps_per_s"] = steps / (time.monotonic() - start)
         return line | {"env_steps": steps}
 

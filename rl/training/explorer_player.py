@@ -116,15 +116,27 @@ class ExplorerPlayer(StudentPhase):
         self.slow.refresh()
         self.scale = ReturnScale(self.scale.names, self.scale.gamma, self.scale.clip)
 
+    def wait(self) -> None:
+        """An iteration without an update of the explorer: what was played is dropped. A run that begins with such ones
+        is refused here, not after them, when acting and training do not agree. Raises CollectiveError."""
+        if not self.update_step.checked:
+            batch = make_batch(self.rollout, self.reward_REN, self.cfg.student.ppo, self.ctx)
+            self.update_step.check_agreement(batch, self._order())
+        self.rollout.free()
+
+    def _order(self) -> torch.Generator:
+        """Draws the minibatches of the next update."""
+        seed = seed_for(self.cfg.training.seed, self.ctx.rank, "minibatches", self.updates)
+        return torch.Generator().manual_seed(seed)
+
     def update(self, progress: float) -> dict[str, float]:
         """One PPO update: all epochs, every loss with the leash."""
         start = time.monotonic()
         lr = self.schedule.set(progress, self.updates)
         batch = make_batch(self.rollout, self.reward_REN, self.cfg.student.ppo, self.ctx)
         batch.chain = self._with_reference(batch)
-        seed = seed_for(self.cfg.training.seed, self.ctx.rank, "minibatches", self.updates)
         weight = self.leash.weight
-        line = self.update_step.run(batch, torch.Generator().manual_seed(seed), self.leash.loss)
+        line = self.update_step.run(batch, self._order(), self.leash.loss)
         self.rollout.free()
         self.updates += 1
         kl = self.leash.settle(

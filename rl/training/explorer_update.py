@@ -116,6 +116,18 @@ class ExplorerUpdate:
             "rollout_log_prob_gap": gap,
         }  # fmt: skip
 
+    def check_agreement(self, batch: ExplorerBatch, generator: torch.Generator) -> None:
+        """Collective. What the first update checks, for a run that begins without one; nothing afterwards.
+
+        Raises CollectiveError. `generator` as for `run`.
+        """
+        if self.checked:
+            return
+        self.model.wrapped.train()
+        (partition,) = self._partitions(batch, 1, generator)
+        old, again = (self._old_log_probs(batch, partition) for _ in range(2))
+        self._check(self._largest((old - batch.log_prob).abs()), self._largest(((again - old).exp() - 1).abs()))
+
     def _partitions(self, batch: ExplorerBatch, epochs: int, generator: torch.Generator) -> Iterator[list[Tensor]]:
         """Row numbers of every minibatch of every epoch."""
         count = len(batch.episodes)
@@ -186,7 +198,7 @@ class ExplorerUpdate:
         return max(self.ctx.gather_objects(own))
 
     def _check(self, gap: float, error: float) -> None:
-        """The promises of every run, at its first update (parameters have not moved yet: learning rate 0)."""
+        """The promises of every run, before its first step (parameters have not moved yet: learning rate 0)."""
         if self.checked:
             return
         if not gap <= ROLLOUT_TOLERANCE:
