@@ -1,5 +1,6 @@
 """Collection of the explorer: what it sees, remembers and is rewarded for, and the batch PPO learns from."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,15 +47,18 @@ class Setting:
         self.collector = EpisodeCollector(self.cfg, "student", 0, "cpu", 4, 1, seed=0)
         torch.manual_seed(0)
         self.explorer = make_explorer(self.cfg.student, self.policy, self.collector.action_mask).eval()
+        torch.nn.init.normal_(self.explorer.value.layers[-1].weight)  # type: ignore[arg-type]  # values that differ
         self.data = WorldModelData(self.policy, self.states, self.cfg.environment.instruction, cache_vision=True)
         self.act = ExplorerActions(self.explorer, self.states, self.cfg.environment.instruction, 0, 0, E)
+        self.chunk = self.cfg.student.chunk_exec_steps
+        self.decisions = STEPS // self.chunk  # of an episode
         self.played = [self.play() for _ in range(2)]
 
     def play(self, episode: int | None = None) -> tuple[list[EpisodeRecord], RolloutStorage]:
         """The next episode, or `episode` in scenes built anew, as after a checkpoint."""
         if episode is not None:
             self.collector.rebuild(episode)
-        rollout = RolloutStorage(STEPS, E, CPU)
+        rollout = RolloutStorage(self.decisions, E, CPU)
         with self.act.filling(rollout):
             records = self.collector.collect_steps(E * STEPS, self.act)
             self.act.finish(records)
@@ -66,6 +70,20 @@ def setting(teacher_with_heads: Path) -> Iterator[Setting]:
     made = Setting(teacher_with_heads, [])
     yield made
     made.collector.close()
+
+
+@pytest.fixture(scope="module")
+def in_pairs(teacher_with_heads: Path) -> Iterator[Setting]:
+    """Two actions of every chunk are carried out."""
+    made = Setting(teacher_with_heads, ["student.chunk_exec_steps=2"])
+    yield made
+    made.collector.close()
+
+
+@pytest.fixture(params=["setting", "in_pairs"])
+def either(request: pytest.FixtureRequest) -> Setting:
+    found: Setting = request.getfixturevalue(request.param)
+    return found
 
 
 def test_records_of_the_student_hold_the_head_picture_of_every_frame(setting: Setting) -> None:
@@ -86,8 +104,10 @@ def test_records_of_the_student_hold_the_head_picture_of_every_frame(setting: Se
     teacher.close()
 
 
-def test_the_explorer_sees_what_a_wrist_only_window_of_training_holds(setting: Setting) -> None:
-    """Independent path: episode buffer and `WorldModelData.batch` with the head hidden, a_t unknown."""
+def test_the_explorer_sees_what_a_wrist_only_window_of_training_holds(either: Setting) -> None:
+    """Independent path: episode buffer and `WorldModelData.batch` with the head hidden, a_t unknown. The memory is
+    written at every step, also where a chunk goes on and nothing is decided."""
+    setting = either
     records, rollout = setting.played[0]
     stored = rollout.observation
     buffer = EpisodeBuffer(E, 4, 1)
@@ -101,10 +121,12 @@ def test_the_explorer_sees_what_a_wrist_only_window_of_training_holds(setting: S
         batch.actions[:, 0, -1] = 0.0  # not known yet
         with torch.no_grad():
             prefix, features = setting.explorer.look(batch, h)
-            # float16 features of the buffer against float32 ones; the head's tokens are masked, not absent
-            torch.testing.assert_close(stored["features"][t], prefix.features, rtol=0, atol=2e-2)
-            torch.testing.assert_close(stored["state"][t], prefix.state, rtol=1e-5, atol=1e-5)
-            assert stored["valid"][t].sum(1).tolist() == prefix.valid.sum(1).tolist()
+            if t % setting.chunk == 0:
+                n = t // setting.chunk
+                # float16 features of the buffer against float32 ones; the head's tokens are masked, not absent
+                torch.testing.assert_close(stored["features"][n], prefix.features, rtol=0, atol=2e-2)
+                torch.testing.assert_close(stored["state"][n], prefix.state, rtol=1e-5, atol=1e-5)
+                assert stored["valid"][n].sum(1).tolist() == prefix.valid.sum(1).tolist()
             action = torch.from_numpy(np.stack([r.actions[t] for r in records]))
             h = setting.policy(
                 batch, mode="write_memory", initial_memory_state=h, memory_features=features, action=action
@@ -120,10 +142,12 @@ def test_features_kept_while_acting_are_those_of_encoding_the_episode(setting: S
                 torch.testing.assert_close(getattr(kept, name).float(), value.float(), rtol=1e-3, atol=2e-3)
 
 
-def test_executed_actions_are_the_clipped_ends_of_the_chains(setting: Setting) -> None:
-    records, rollout = setting.played[0]
-    for t, chain in enumerate(rollout["x"]):
-        asked = chain[:, -1, 0, :8].clamp(-1, 1).numpy()
+def test_executed_actions_are_the_clipped_ends_of_the_chains(either: Setting) -> None:
+    records, rollout = either.played[0]
+    assert rollout.full and len(rollout["x"]) == STEPS // either.chunk
+    for t in range(STEPS):
+        decision, part = divmod(t, either.chunk)
+        asked = rollout["x"][decision, :, -1, part, :8].clamp(-1, 1).numpy()
         executed = np.stack([r.actions[t] for r in records])
         assert not executed[:, 8:].any()
         # joint limits may cut an action, never turn or enlarge it
@@ -139,10 +163,11 @@ def test_an_episode_is_a_function_of_seed_rank_environment_and_index(setting: Se
     assert not torch.equal(setting.played[0][1]["x"][0], before["x"][0])
 
 
-def test_an_episode_that_is_played_again_takes_the_place_of_what_was_seen_of_it(setting: Setting) -> None:
+def test_an_episode_that_is_played_again_takes_the_place_of_what_was_seen_of_it(either: Setting) -> None:
     """As after the loss of an environment: the collector starts a second time with step 0."""
+    setting, decisions = either, either.decisions
     _, expected = setting.play(1)
-    rollout = RolloutStorage(2 * STEPS, E, CPU)
+    rollout = RolloutStorage(2 * decisions, E, CPU)
 
     def lost(observations: Observations, episode: int, step: int) -> np.ndarray:
         if step == 3:
@@ -155,11 +180,11 @@ def test_an_episode_that_is_played_again_takes_the_place_of_what_was_seen_of_it(
                 setting.collector.rebuild(1)
                 with pytest.raises(ConnectionError):
                     setting.collector.collect_steps(E * STEPS, lost)
-                assert rollout.length == STEPS + 3
+                assert rollout.length == decisions + math.ceil(3 / setting.chunk)
             setting.collector.rebuild(1)
             setting.act.finish(setting.collector.collect_steps(E * STEPS, setting.act))
-    assert rollout.full and rollout.cut_index[0].tolist() == [STEPS - 1] * E + [2 * STEPS - 1] * E
-    for half in rollout["x"].split(STEPS):
+    assert rollout.full and rollout.cut_index[0].tolist() == [decisions - 1] * E + [2 * decisions - 1] * E
+    for half in rollout["x"].split(decisions):
         assert torch.equal(half, expected["x"])
     setting.collector.collect_steps(E * STEPS, setting.act)  # outside `filling`: kept nowhere
     assert rollout.full
@@ -316,6 +341,34 @@ def test_advantages_belong_to_their_rows_and_time_limits_are_bootstrapped(world:
         assert torch.equal(carried, torch.arange(12.0))
     # an episode is one environment of one round, in time order
     assert batch.episodes.tolist() == [[0, 2, 4], [1, 3, 5], [6, 8, 10], [7, 9, 11]]
+
+
+def test_the_rows_of_ppo_are_the_decisions_that_were_played(either: Setting, world: ParallelContext) -> None:
+    """Likelihoods by the training forward, and GAE as a loop from the last decision back, of one played episode."""
+    records, rollout = either.played[1]
+    N, mask = either.decisions, torch.from_numpy(either.collector.action_mask)
+    actions = torch.stack([torch.from_numpy(r.actions) for r in records])
+    none = torch.zeros(E, STEPS + 1)
+    raw = reward_components(either.cfg.student.rewards, none, {}, actions, mask, 0.9, either.chunk)
+    change = (actions[:, 1:] - actions[:, :-1])[..., :8].square().mean(-1)
+    steps = torch.cat([torch.zeros(E, 1), change], 1)
+    reward = torch.stack([steps[:, n * either.chunk : (n + 1) * either.chunk].sum(1) for n in range(N)], 1)
+    torch.testing.assert_close(raw["action_rate"], reward)
+    cfg = FlowPPOConfig(gamma=0.9, gae_lambda=0.8)
+    batch = explorer_update.make_batch(rollout, raw["action_rate"][None], cfg, world)
+    assert batch.episodes.tolist() == [[n * E + e for n in range(N)] for e in range(E)]
+    with torch.no_grad():
+        out = either.explorer(batch.prefix, batch.chain)
+    torch.testing.assert_close(out["log_prob"], batch.log_prob, rtol=0, atol=1e-3)
+    torch.testing.assert_close(out["value"], batch.value, rtol=0, atol=1e-4)
+    assert len(batch.value.unique()) == E * N
+    values, final = rollout["value"], rollout.cut_states()["value"]
+    for e in range(E):
+        running, after = 0.0, float(final[e])
+        for n in reversed(range(N)):
+            running = float(reward[e, n]) + 0.9 * after - float(values[n, e]) + 0.9 * 0.8 * running
+            after = float(values[n, e])
+            assert float(batch.returns[n * E + e]) == pytest.approx(running + after, abs=1e-5)
 
 
 def test_every_epoch_of_an_update_draws_whole_episodes_in_even_minibatches(world: ParallelContext) -> None:
