@@ -12,13 +12,13 @@ from rl.training.train_adversarial_rl import main
 from tests.training.adversarial_runs import flags
 
 SETTINGS = (
-    "training.sample_save_every=0", "training.video_save_every=0", "training.num_envs=1",
-    "student.ppo.minibatches=1", "adversarial.held_out.every=1",
+    "training.sample_save_every=0", "training.video_save_every=0", "training.num_envs=2",
+    "adversarial.held_out.every=1",
 )  # fmt: skip
 
 
 def straight_and_resumed(world: ParallelContext, teacher: str, student: str, place: str) -> dict[str, Any]:
-    """Three iterations at once, and two and one after a resume; one environment a rank."""
+    """Three iterations at once, and two and one after a resume; two environments a rank."""
     close, phase_close = ParallelContext.close, AdversarialPhase.close
     seen: list[dict[str, Any]] = []
 

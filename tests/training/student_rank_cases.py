@@ -13,7 +13,7 @@ from tests.training.student_runs import flags
 
 
 def straight_and_resumed(world: ParallelContext, teacher: str, place: str) -> dict[str, Any]:
-    """Four episodes at once, and two and two after a resume; one environment a rank."""
+    """Eight episodes at once, and four and four after a resume; two environments a rank."""
     close, phase_close, update = ParallelContext.close, StudentPhase.close, StudentPhase.update
     seen: list[dict[str, Any]] = []
     rewards: list[float] = []
@@ -37,11 +37,10 @@ def straight_and_resumed(world: ParallelContext, teacher: str, place: str) -> di
     StudentPhase.close, StudentPhase.update = note, counted  # type: ignore[method-assign]
     codes = []
     try:
-        for run, episodes, extra in [("straight", 4, []), ("resumed", 2, []), ("resumed", 4, ["--auto_resume"])]:
-            settings = ["training.num_envs=1", "student.ppo.minibatches=1"]
+        for run, episodes, extra in [("straight", 8, []), ("resumed", 4, []), ("resumed", 8, ["--auto_resume"])]:
             torch.manual_seed(world.rank)  # ranks must not depend on equal global generators
             try:
-                argv = flags(Path(teacher), Path(place) / run, episodes, *settings, *extra)
+                argv = flags(Path(teacher), Path(place) / run, episodes, "training.num_envs=2", *extra)
                 cli.run_main("student", main, argv)
             except SystemExit as e:
                 codes.append(e.code)

@@ -42,9 +42,10 @@ def test_both_ranks_hold_one_model_one_pool_one_copy_and_one_leash(ranks: list[d
 
 def test_every_rank_plays_and_is_examined_on_its_own_episodes(ranks: list[dict]) -> None:
     first, second = (r["runs"][0] for r in ranks)
-    # rounds 0..9: one at the start, then random, past, explorer; rank 0 has the even indices. Random, past, explorer:
-    assert first["indices"] == [0, 2, 8, 14, 4, 10, 16, 6, 12, 18]
-    assert second["indices"] == [i + 1 for i in first["indices"]]
+    # rounds 0..9 of four episodes: one at the start, then random, past, explorer; rank 0 has the first two of each
+    rounds = [0, 1, 4, 7, *(2, 5, 8), *(3, 6, 9)]  # random, past, explorer
+    assert first["indices"] == [4 * r + e for r in rounds for e in (0, 1)]
+    assert second["indices"] == [i + 2 for i in first["indices"]]
     assert first["frames"] != second["frames"]
     assert all(first["suites"][k] != second["suites"][k] for k in ("random", "past", "noisy"))
 
@@ -52,7 +53,7 @@ def test_every_rank_plays_and_is_examined_on_its_own_episodes(ranks: list[dict])
 def test_a_resume_at_two_ranks_equals_the_straight_run(place: Path, ranks: list[dict]) -> None:
     assert parameters_equal(place / "straight" / "checkpoint-3", place / "resumed" / "checkpoint-3")
     assert _lines(place / "straight") == _lines(place / "resumed")
-    assert [line["env_steps"] for line in _lines(place / "straight")] == [48, 84, 120]
+    assert [line["env_steps"] for line in _lines(place / "straight")] == [96, 168, 240]
     for r in ranks:
         assert r["runs"][0] == r["runs"][2]
 
@@ -64,4 +65,4 @@ def test_one_process_goes_on_where_two_stopped(place: Path, tmp_path: Path, capf
     argv = flags(None, None, run, 4, *adversarial_rank_cases.SETTINGS, "--auto_resume")
     assert run_here(main, argv, "adversarial") == 0, capfd.readouterr().err
     line = _lines(run)[-1]
-    assert line["iteration"] == 4 and line["env_steps"] == 120 + 4 * 6  # one random round, then three rounds
+    assert line["iteration"] == 4 and line["env_steps"] == 240 + 4 * 2 * 6  # one random round, then three rounds

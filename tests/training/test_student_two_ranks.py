@@ -33,21 +33,22 @@ def test_both_ranks_hold_one_explorer_and_one_reward_scale(ranks: list[dict]) ->
     assert [r["codes"] for r in ranks] == [[0, 0, 0]] * 2
     for mine, other in zip(ranks[0]["runs"], ranks[1]["runs"], strict=True):
         assert (mine["hash"], mine["scale"]) == (other["hash"], other["scale"])
-    # four episodes of six decisions, over both ranks
-    assert [r["runs"][0]["count"] for r in ranks] == [24, 24]
+    # eight episodes of six decisions, over both ranks
+    assert [r["runs"][0]["count"] for r in ranks] == [48, 48]
     assert ranks[0]["runs"][0]["hash"] != ranks[0]["runs"][1]["hash"]
 
 
 def test_every_rank_plays_its_own_episodes(ranks: list[dict], place: Path) -> None:
     first, second = (r["runs"][0] for r in ranks)
-    assert (first["indices"], second["indices"]) == ([2], [3])
-    assert first["frames"] != second["frames"] and first["rewards"] != second["rewards"]
-    assert [line["episode"] for line in _lines(place / "straight")] == [2, 4]
-    assert [line["env_steps"] for line in _lines(place / "straight")] == [12, 24]
+    assert (first["indices"], second["indices"]) == ([4, 5], [6, 7])
+    assert len({*first["frames"], *second["frames"]}) == 4
+    assert first["rewards"] != second["rewards"]
+    assert [line["episode"] for line in _lines(place / "straight")] == [4, 8]
+    assert [line["env_steps"] for line in _lines(place / "straight")] == [24, 48]
 
 
 def test_a_resume_at_two_ranks_equals_the_straight_run(place: Path, ranks: list[dict]) -> None:
-    for step in (2, 4):
+    for step in (4, 8):
         assert parameters_equal(place / "straight" / f"checkpoint-{step}", place / "resumed" / f"checkpoint-{step}")
     assert _lines(place / "straight") == _lines(place / "resumed")
     for r in ranks:
