@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.runs import RESULTS, publish, read, start
+from rl import config as rl_config
 from rl.config import Config
 from rl.training.provenance import machine
 
@@ -24,7 +25,7 @@ SIZE = (
     "adversarial.reward_refresh_every=2", "adversarial.pool_every=2",
 )  # fmt: skip
 AGAINST = ("control", "teacher")
-SIGNS = ("action_std", "reward_std", "token_top_share")
+SIGNS = ("action_std", "reward_std", "reward_raw_std_share", "token_top_share")
 
 
 def train(args: argparse.Namespace, seed: int, name: str, *extra: str) -> Path:
@@ -69,10 +70,20 @@ def compare(args: argparse.Namespace, game: Path, other: str, against: str) -> d
 
 
 def signs(game: Path) -> dict[str, list[float]]:
-    """Smallest and largest of each sign of a collapse over the run."""
+    """Smallest and largest of each sign of a collapse over the run; older runs did not log all of them."""
     lines = [json.loads(x) for x in (game / "episode_metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    columns = {s: [line[f"adversarial/{s}"] for line in lines] for s in SIGNS}
-    return {s: [min(v), max(v)] for s, v in columns.items()}
+    columns = {s: [line[f"adversarial/{s}"] for line in lines if f"adversarial/{s}" in line] for s in SIGNS}
+    return {s: [min(v), max(v)] for s, v in columns.items() if v}
+
+
+def bounds(game: Path) -> dict[str, str]:
+    """What each sign is judged by, from the configuration of the run."""
+    c = rl_config.load_saved(game / "config.yaml", rl_config.POLICY_BLOCKS).adversarial.collapse
+    said = (
+        f"{c.min_action_std:g} to {c.max_action_std:g}", f"at least {c.min_reward_std:g}",
+        f"at least {c.min_raw_std_share:g}", f"at most {c.max_token_share:g}",
+    )  # fmt: skip
+    return dict(zip(SIGNS, said, strict=True))
 
 
 def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
@@ -83,7 +94,8 @@ def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
         "episodes, 95 % interval over episodes. `control`: equal updates and environment steps, random actions only. "
         f"Machine: {machine()}.",
         "",
-        "| seed | against | explorer's states, worst tenth | explorer's states | random states | signs of a collapse |",
+        "| seed | against | explorer's states, worst tenth | explorer's states | random states | signs of a collapse "
+        f"(bounds: {'; '.join(f'{k} {v}' for k, v in rows[0]['bounds'].items())}) |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -112,7 +124,8 @@ def main() -> None:
         game, other = train(args, seed, "game"), train(args, seed, "control", *control())
         rows.append(
             {
-                "seed": seed, "signs": signs(game), "control": compare(args, game, str(other), "control"),
+                "seed": seed, "signs": signs(game), "bounds": bounds(game),
+                "control": compare(args, game, str(other), "control"),
                 "teacher": compare(args, game, args.teacher, "teacher"),
             }
         )  # fmt: skip

@@ -59,7 +59,10 @@ class CollapseConfig:
 
     min_action_std: float = 0.05  # of executed actions, mean over dims; uniform actions have 0.58
     max_action_std: float = 0.95  # 1: always at a bound
-    min_reward_std: float = 1e-3
+    min_reward_std: float = 1e-3  # of the normalised reward
+    # Of the raw components that are rewarded, the least against its std in the first iteration: the normalised reward
+    # keeps its std when all of them shrink, as what it is divided by starts anew with every copy of the world model.
+    min_raw_std_share: float = 0.1
     max_token_share: float = 0.5  # of the most used class among the tokens of the explorer's frames
 
 
@@ -137,3 +140,8 @@ def check_adversarial(a: AdversarialConfig) -> None:
         )
     if not 0 <= c.min_action_std < c.max_action_std:
         raise ValueError("adversarial.collapse.min_action_std must lie below max_action_std and not below 0")
+    if not 0 <= c.min_raw_std_share < 1:
+        raise ValueError(
+            f"adversarial.collapse.min_raw_std_share is {c.min_raw_std_share}; a share of the std at the start of the "
+            "game lies between 0 and 1"
+        )

@@ -145,6 +145,14 @@ def total_reward(rewards: StudentRewardsConfig, raw: Components, scaled: Compone
     return total
 
 
+def rewarded_names(rewards: StudentRewardsConfig) -> list[str]:
+    """The components that `total_reward` pays for; the penalty is none."""
+    weights = {
+        "memory_divergence": rewards.memory_divergence_weight, rewards.uncertainty.value: rewards.wm_uncertainty_weight
+    }  # fmt: skip
+    return [name for name, weight in weights.items() if weight > 0]
+
+
 def normalised_names(rewards: StudentRewardsConfig, has_ensemble: bool) -> list[str]:
     """The components that are divided by their running scale. Raises ValueError when the chosen uncertainty is not
     there to be measured."""

@@ -17,6 +17,7 @@ from f1_vla.policy import F1Policy
 from rl.config import Config, Player
 from rl.data.adversarial_replay import AdversarialReplay, Source
 from rl.data.episode_buffer import EpisodeBuffer, EpisodeFeatures
+from rl.data.intrinsic import rewarded_names
 from rl.normalizers import Normalizer
 from rl.training import collapse, teacher_media
 from rl.training.checkpoint import CheckpointState, LoadedCheckpoint
@@ -60,6 +61,7 @@ class AdversarialPhase:
         self.iteration = 0  # the running one
         self.done = 0  # its updates
         self.gate = Gate(a.held_out.max_wait)
+        self.watch = collapse.CollapseWatch(a.collapse, rewarded_names(cfg.student.rewards))
         self.explorer_waits = False  # in the running iteration
         self.student: dict[str, Any] = {}  # origin of the explorer
         self.shown: tuple[EpisodeRecord, int] | None = None
@@ -116,7 +118,7 @@ class AdversarialPhase:
         line |= self.explorer.collect(self._index(first))
         steps += int(line.pop("env_steps"))
         line |= self._keep_explorers_episodes()
-        line |= self._signs_of_collapse(line)
+        line |= self.watch.judge(line, self.iteration + 1, self.ctx.is_main)
         if not self.trains(Player.explorer):
             self.explorer.wait()
         line["env_steps_per_s"] = steps / (time.monotonic() - start)
@@ -172,14 +174,6 @@ class AdversarialPhase:
         top = collapse.token_share([e.ids_FL for e in episodes], self.policy.cfg.tokenizer.vocab_size)
         return self.ctx.mean({"token_top_share": top})
 
-    def _signs_of_collapse(self, line: dict[str, float]) -> dict[str, float]:
-        """Warns; `line` holds means over ranks, so all say the same."""
-        a = self.cfg.adversarial
-        signs = collapse.collapse_signs(a.collapse, *(line[k] for k in ("action_std", "reward_std", "token_top_share")))
-        if self.ctx.is_main:
-            collapse.warn(signs, self.iteration + 1)
-        return {"collapse_signs": float(len(signs))}
-
     @property
     def buffer(self) -> EpisodeBuffer:
         """What the pictures of this iteration show."""
@@ -194,13 +188,13 @@ class AdversarialPhase:
         else:
             line = self.world_model.update(progress)
         self.done += 1
-        rejected = False
         return line | (self._settle() if self.done == self.updates_per_iteration else {})
 
     def _settle(self) -> dict[str, float]:
         """The end of an iteration: judge the world model, refresh what is due."""
         a, number = self.cfg.adversarial, self.iteration + 1
         line = {"rollbacks": float(self.world_model.rollbacks), "past_explorers": float(len(self.explorer.pool))}
+        rejected = False
         if number % a.held_out.every == 0:
             line |= self._examine()
             rejected = bool(line["held_out_regressed"])
@@ -235,6 +229,7 @@ class AdversarialPhase:
         state.training["adversarial"] = {
             "world_model": self.world_model.state_dict(), "explorer": self.explorer.player_state(),
             "student": self.student, "gate": self.gate.state_dict(), "explorer_waits": self.explorer_waits,
+            "collapse": self.watch.state_dict(),
         }  # fmt: skip
         state.per_rank = {"generator": self.generator.get_state()}
         state.rank_files = {"replay": self.replay.state_dict(), "held_out": self.held_out.state_dict()}
@@ -249,6 +244,8 @@ class AdversarialPhase:
         self.explorer.load_player_state(game["explorer"])
         self.student, self.explorer_waits = game["student"], game["explorer_waits"]
         self.gate.load_state_dict(game["gate"])
+        if "collapse" in game:  # not of a game begun before this sign was watched: it counts from the resume on
+            self.watch.load_state_dict(game["collapse"])
         replay = saved.rank_file("replay")
         if replay is not None and saved.per_rank is not None:
             self.replay.load_state_dict(replay)

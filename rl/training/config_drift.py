@@ -14,6 +14,7 @@ BENIGN = (
     "model.config_file", "adversarial.total_iterations", "arm.steps", "rl.max_iterations", "*.eval_*",
     "*.final_episodes", "*.compare*", "*.export", "*.headless", "*.logger", "logging.*", "evaluation.*",
     "checkpoint.*", "numbers.*", "environment.isolation", "environment.supervision.*",
+    "adversarial.collapse.*",
 )  # fmt: skip
 READS = {"adversarial": ("teacher", "student")}  # blocks of other phases that a phase reads
 F1_PHASES = ("teacher", "student", "adversarial", "tokenizer")

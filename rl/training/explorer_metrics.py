@@ -13,13 +13,15 @@ def reward_metrics(
     raw: Components, scaled: Components, reward_EN: Tensor, scores: Scores,
     records: list[EpisodeRecord], action_mask: npt.NDArray[np.bool_],
 ) -> dict[str, float]:  # fmt: skip
-    """Means over decisions (`reward_*`), sums over an episode (`return_*`), and what they are made of.
+    """Means (`reward_*`) and std (`reward_std`, `reward_raw_std_*`) over decisions, sums over an episode (`return_*`),
+    and what they are made of.
 
     reward_EN: what PPO learns from (rl.data.intrinsic.credited_reward). Undiscounted, the rewards of a potential sum up
     to its last value less (1 - gamma) of every value on the way, a drift that nobody is paid for: of the memory
     divergence the sum is therefore its last value, `divergence_last`.
     """
     line = {f"reward_raw_{k}": float(v.mean()) for k, v in raw.items()}
+    line |= {f"reward_raw_std_{k}": float(v.std()) for k, v in raw.items()}
     line |= {f"return_raw_{k}": float(v.sum(1).mean()) for k, v in raw.items() if k != "memory_divergence"}
     line |= {f"reward_scaled_{k}": float(v.mean()) for k, v in scaled.items()}
     line |= {

@@ -72,7 +72,7 @@ def test_every_iteration_has_a_line_with_both_players_and_signs_of_collapse(adve
     # three rounds an iteration (explorer, past, random), one round of random actions before the first
     assert [line["env_steps"] for line in lines] == [(3 * i + 1) * ENVS * STEPS for i in range(1, 5)]
     assert [line["updates"] for line in lines] == [3, 7, 11, 15]  # three of the world model, one of the explorer
-    signs = {"action_std", "reward_std", "token_top_share", "collapse_signs"}
+    signs = {"action_std", "reward_std", "reward_raw_std_share", "token_top_share", "collapse_signs"}
     world_model = {"loss", "accuracy", "grad_norm", "learning_rate", "ensemble_loss", "loss_random", "loss_adversarial"}
     explorer = {
         "policy_loss", "kl_to_phase2", "leash_weight", "explorer_grad_norm", "explorer_learning_rate", "approx_kl",
@@ -83,6 +83,12 @@ def test_every_iteration_has_a_line_with_both_players_and_signs_of_collapse(adve
         assert all(np.isfinite(v) for v in line.values())
         assert signs | world_model | {"unseen_random_loss", "unseen_past_loss", "rollbacks", "past_explorers"} <= names
         assert (explorer <= names) == (line["iteration"] > 1)  # the first iteration is warm-up
+        now, start = (
+            [x[f"adversarial/reward_raw_std_{c}"] for c in ("memory_divergence", "disagreement")]
+            for x in (line, lines[0])
+        )
+        least = min(a / b for a, b in zip(now, start, strict=True))
+        assert line["adversarial/reward_raw_std_share"] == pytest.approx(least)
     suites = {f"held_out_{s}_loss" for s in ("random", "past", "noisy", "current")}
     measured = [suites <= {k.removeprefix("adversarial/") for k in line} for line in lines]
     assert measured == [True, True, False, True]  # before the first update, and every second iteration
@@ -198,10 +204,12 @@ def refused(
         (["adversarial.leash.weight=1e9"], "adversarial.leash.weight is 1000000000.0"),
         (["adversarial.held_out.seed=5"], "adversarial.held_out.seed is 5"),
         (["adversarial.collapse.min_action_std=2"], "adversarial.collapse.min_action_std"),
+        (["adversarial.collapse.min_raw_std_share=1"], "adversarial.collapse.min_raw_std_share is 1.0"),
         (["student.rewards.memory_divergence_weight=0", "student.rewards.wm_uncertainty_weight=0"], "are both 0"),
         (["student.flow.num_steps=3"], "--student_checkpoint"),
         (["student.value_hidden=16"], "student.value_hidden is 128 there and 16 here"),
         (["arch.trunk.num_layers=3"], "--teacher_checkpoint"),
+        (["environment.gripper_scale=0.02"], "environment.gripper_scale is 0.01 there and 0.02 here"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(refused: Refused, extra: list[str], message: str) -> None:
@@ -209,7 +217,6 @@ def test_wrong_settings_are_refused_in_one_line(refused: Refused, extra: list[st
 
 
 def test_missing_or_unfit_checkpoints_are_refused_by_their_flag(
-        (["environment.gripper_scale=0.02"], "environment.gripper_scale is 0.01 there and 0.02 here"),
     refused: Refused, adversarial_run: Path, student_run: Path, teacher_with_heads: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     assert "--teacher_checkpoint DIR is missing" in refused(teacher=None)
@@ -238,13 +245,6 @@ def test_a_student_of_another_teacher_is_refused_by_its_flag(
     assert "--student_checkpoint" in message and "was made with the world model of" in message
 
 
-# --- modes -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_run_with_bf16_accumulation_and_a_world_model_that_forgets_goes_back(
-    teacher_with_heads: Path, student_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
-) -> None:
-    """A learning rate far too high: the random suite regresses and the world model is rolled back."""
 def test_a_student_of_another_world_is_refused_by_its_flag(
     refused: Refused, student_run: Path, tmp_path: Path
 ) -> None:  # fmt: skip
@@ -271,6 +271,13 @@ def test_a_student_whose_weights_do_not_fit_is_refused_before_any_simulator(
     assert "value.layers.0.weight (128, " in message and "instead of (24, " in message
 
 
+# --- modes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_with_bf16_accumulation_and_a_world_model_that_forgets_goes_back(
+    teacher_with_heads: Path, student_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """A learning rate far too high: the random suite regresses and the world model is rolled back."""
     run = tmp_path / "run"
     extra = [
         "--mixed_precision", "bf16", "--gradient_accumulation_steps", "2", "adversarial.wm_learning_rate=1.0",

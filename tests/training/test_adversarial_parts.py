@@ -16,12 +16,15 @@ from rl.config import (
     EnvironmentConfig,
     LeashConfig,
     LoraMode,
+    StudentRewardsConfig,
+    Uncertainty,
     load,
     load_model,
 )
 from rl.data.adversarial_replay import AdversarialReplay
+from rl.data.intrinsic import rewarded_names
 from rl.sims import make_simulator
-from rl.training.collapse import collapse_signs, token_share
+from rl.training.collapse import CollapseWatch, collapse_signs, token_share
 from rl.training.collector import RandomActions
 from rl.training.explorer_gate import Gate
 from rl.training.explorer_player import Leash
@@ -195,13 +198,41 @@ def test_the_token_share_is_that_of_the_most_used_class() -> None:
 
 @pytest.mark.parametrize(
     ("numbers", "word"),
-    [((0.01, 1, 0.1), "stands still"), ((0.99, 1, 0.1), "at their bounds"), ((0.5, 1e-5, 0.1), "nothing is left"),
-     ((0.5, 1, 0.9), "90% of what the explorer sees")],
+    [((0.01, 1, 1, 0.1), "stands still"), ((0.99, 1, 1, 0.1), "at their bounds"),
+     ((0.5, 1e-5, 1, 0.1), "nothing is left"), ((0.5, 1, 0.04, 0.1), "4.0% as much as at the start"),
+     ((0.5, 1, 1, 0.9), "90% of what the explorer sees")],
 )  # fmt: skip
-def test_each_sign_is_named_and_a_healthy_game_has_none(numbers: tuple[float, float, float], word: str) -> None:
+def test_each_sign_is_named_and_a_healthy_game_has_none(numbers: tuple[float, float, float, float], word: str) -> None:
     (sign,) = collapse_signs(CollapseConfig(), *numbers)
     assert word in sign
-    assert collapse_signs(CollapseConfig(), 0.5, 1.0, 0.3) == []
+    assert collapse_signs(CollapseConfig(), 0.5, 1.0, 0.5, 0.3) == []
+
+
+def test_raw_rewards_are_judged_against_the_first_iteration_also_after_a_resume(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Their normalised std stays 1, as after a fresh copy of the world model."""
+    names = ["memory_divergence", "disagreement"]
+    watch, found = CollapseWatch(CollapseConfig(min_raw_std_share=0.1), names), []
+    for number, std in enumerate([(0.2, 0.01), (0.3, 0.004), (0.1, 0.0005), (0.0, 0.01)]):
+        line = {f"reward_raw_std_{n}": x for n, x in zip(names, std, strict=True)} | {"reward_raw_std_entropy": 9.0**-9}
+        again = CollapseWatch(watch.cfg, names)
+        again.load_state_dict(watch.state_dict())
+        watch = again
+        with caplog.at_level(logging.WARNING):
+            found.append(
+                watch.judge(line | {"action_std": 0.5, "reward_std": 1.0, "token_top_share": 0.1}, number, True)
+            )
+    assert [f["reward_raw_std_share"] for f in found] == pytest.approx([1.0, 0.4, 0.05, 0.0])
+    assert [f["collapse_signs"] for f in found] == [0, 0, 1, 1]
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == ["iteration 2", "iteration 3"]
+
+
+def test_the_rewarded_components_are_those_with_a_weight() -> None:
+    rewards = StudentRewardsConfig(uncertainty=Uncertainty.entropy)
+    assert rewarded_names(rewards) == ["memory_divergence", "entropy"]
+    rewards.memory_divergence_weight = 0
+    assert rewarded_names(rewards) == ["entropy"]
 
 
 # --- the gate --------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ def drift(key: str, value: object, phase: str = "teacher") -> list[str]:
         "training.sample_save_every", "training.keep_checkpoints", "training.keep_samples", "training.keep_videos",
         "training.num_threads", "training.device", "logging.console_level",
         "model.config_file", "teacher.output_dir",
-        "student.rewards.wm_uncertainty_weight", "evaluation.num_episodes",
+        "student.rewards.wm_uncertainty_weight", "evaluation.num_episodes", "adversarial.collapse.min_reward_std",
     ],
 )  # fmt: skip
 def test_a_benign_key_is_noted(key: str) -> None:
@@ -53,6 +53,7 @@ def test_phase_three_reads_the_blocks_of_the_other_two(key: str) -> None:
     with pytest.raises(ValueError, match=key):
         drift(key, 12345, phase="adversarial")
     assert len(drift("tokenizer.frames", 12345, phase="adversarial")) == 1
+    assert len(drift("adversarial.collapse.min_reward_std", 12345, phase="adversarial")) == 1  # warnings only
 
 
 @pytest.mark.parametrize("key", ["ppo.gamma", "sac.gamma", "diffusion.gamma", "gr00t.backend"])
