@@ -1,5 +1,6 @@
 """How much of its world an explorer has seen: measures of finished episodes, from what only the simulator knows.
 
+Positions are in the frame of the scene: m, z up, table top at z = 0.
 Letters: F frames, K objects, N and R token maps, L tokens of a map.
 """
 
@@ -49,16 +50,26 @@ def board_share(poses_F7: Array, fov: float, center: Array, half_size: Array, ra
     return np.asarray((inside & (way > 0)).mean((1, 2)))
 
 
+def on_table(positions_FK3: Array) -> Bools:
+    """(F, K): up to this frame the object's centre was never below the table top.
+
+    At rest it is 2 cm above it or more, half the size of the smallest object. There is no floor: what was pushed
+    through the table or over its edge falls on until the episode ends.
+    """
+    return ~np.logical_or.accumulate(np.asarray(positions_FK3)[..., 2] < 0, axis=0)
+
+
 def farthest_moved(positions_FK3: Array) -> Array:
-    """How far each object was ever from where it stood first (K,), in m."""
+    """How far each object was ever from where it stood first (K,), in m, while it was on the table (`on_table`)."""
     offset = np.asarray(positions_FK3, np.float64) - positions_FK3[:1]
-    return np.linalg.norm(offset, axis=-1).max(0)
+    return np.where(on_table(positions_FK3), np.linalg.norm(offset, axis=-1), 0.0).max(0)
 
 
 def moved_objects(positions_FK3: Array, least: float) -> tuple[int, float]:
-    """Objects that were moved by at least `least` m, and the sum of their distances in m."""
+    """Objects that were moved by at least `least` m or fell off the table, and the sum of their distances in m, which
+    end where an object left the table (`farthest_moved`)."""
     far = farthest_moved(positions_FK3)
-    moved = far[far >= least]
+    moved = far[(far >= least) | ~on_table(positions_FK3)[-1]]
     return len(moved), float(moved.sum())
 
 

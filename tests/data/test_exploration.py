@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rl.data.exploration import board_share, farthest_moved, moved_objects, novel_maps, pose_voxels, rotation_axes
+from rl.data.exploration import (
+    board_share,
+    farthest_moved,
+    moved_objects,
+    novel_maps,
+    on_table,
+    pose_voxels,
+    rotation_axes,
+)
 
 UPRIGHT = [1.0, 0.0, 0.0, 0.0]
 HALF = 0.5**0.5
@@ -64,6 +72,22 @@ def test_distance_is_the_farthest_from_the_first_place_not_the_last_and_not_the_
     assert moved_objects(path, 0.02) == (1, pytest.approx(0.5))
     assert moved_objects(path, 0.005) == (2, pytest.approx(0.51))
     assert moved_objects(path, 1.0) == (0, 0.0)
+
+
+def test_a_fall_is_a_move_but_no_distance() -> None:
+    # Frames of 50 ms, resting at 3 cm. Object 0 is pushed 10 cm and over the edge; object 1 through the table where it
+    # stands, and is thrown up again; object 2 is pressed in by 1 cm, never with its centre; object 3 is lifted.
+    path = np.full((6, 4, 3), [0.5, 0.0, 0.03], np.float32)
+    path[1:, 0, 0] = [0.55, 0.6, 0.65, 0.7, 0.75]
+    path[:, 0, 2] = [0.03, 0.03, 0.03, -0.01, -0.08, -27.0]
+    path[:, 1, 2] = [0.03, 0.025, -0.02, -0.3, 0.4, -9.0]
+    path[2:, 2, 2] = 0.02
+    path[3:, 3, 2] = 0.13
+    assert on_table(path).sum(0).tolist() == [3, 2, 6, 6]
+    np.testing.assert_allclose(farthest_moved(path), [0.1, 0.005, 0.01, 0.1], atol=1e-6)
+    assert moved_objects(path, 0.02) == (3, pytest.approx(0.205))  # the one that fell where it stood, too
+    assert moved_objects(path, 0.005) == (4, pytest.approx(0.215))
+    assert moved_objects(path[:2], 0.02) == (1, pytest.approx(0.05))  # nothing has fallen yet
 
 
 def test_novel_maps_have_too_few_tokens_in_common_with_every_map_of_the_reference() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from rl.config import EvaluationConfig
-from rl.data.exploration import board_share, moved_objects, novel_maps, pose_voxels
+from rl.data.exploration import board_share, moved_objects, novel_maps, on_table, pose_voxels
 from rl.data.probing import balanced_accuracy, probe
 from rl.data.statistics import Interval, bootstrap
 from rl.training.evaluation.frames import FrameScores
@@ -76,11 +76,12 @@ def probe_memory(records: list[EpisodeRecord], scores: FrameScores, e: Evaluatio
     """Balanced accuracy of telling on which side of the table an object stands that the wrist camera does not see:
     from the memory state, from the current observation alone, and their difference over the same episodes.
 
-    Empty when fewer than two episodes a fold have such an object. Episodes without one do not count.
+    Empty when fewer than two episodes a fold have such an object. Episodes without one do not count, nor does an object
+    from when it fell off the table.
     """
     traces = [r.scene for r in records if r.scene is not None]
     steps = np.arange(0, scores.nll.shape[1], e.probe_every)
-    asked = np.stack([~t.in_view[steps] for t in traces])
+    asked = np.stack([(~t.in_view & on_table(t.objects))[steps] for t in traces])
     some = np.flatnonzero(asked.any((1, 2)))
     if len(some) < 2 * e.probe_folds:
         return {}

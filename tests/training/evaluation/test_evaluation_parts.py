@@ -77,6 +77,21 @@ def test_a_memory_that_knows_hidden_sides_is_told_from_an_observation_that_does_
     assert explored.probe_memory(records[:9], _scores(np.zeros((9, 10)), memory=memory[:9]), QUICK) == {}
 
 
+def test_an_object_that_fell_off_the_table_is_not_asked_about() -> None:
+    rng = np.random.default_rng(0)
+    sides = rng.uniform(-1, 1, (30, 2))
+    objects = np.zeros((30, 11, 2, 3), np.float32)
+    objects[:, :, :, 1] = sides[:, None]
+    memory = np.tile(sides[:, None], (1, 10, 1))
+    fallen = objects.copy()
+    fallen[:, 5:, :, 2] = -1.0
+    fallen[:, 5:, :, 1] *= -1.0  # asked about, it would be answered wrongly
+    found = explored.probe_memory([_record(o) for o in fallen], _scores(np.zeros((30, 10)), memory=memory), QUICK)
+    assert found["probe/memory"].mean > 0.85
+    fallen[:, :, :, 2] = -1.0
+    assert explored.probe_memory([_record(o) for o in fallen], _scores(np.zeros((30, 10)), memory=memory), QUICK) == {}
+
+
 def test_worst_frames_are_pooled_over_episodes() -> None:
     nll = np.arange(20.0).reshape(2, 10)  # the worst tenth: 18 and 19
     assert robustness.worst_frames(_scores(nll), QUICK)[robustness.WORST].mean == 18.5
