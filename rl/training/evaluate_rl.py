@@ -11,7 +11,7 @@ from rl.config import HELD_OUT_SEED
 from rl.suppress_logs import suppress_logs
 from rl.training import cli, provenance
 from rl.training.atomic_io import write_atomic
-from rl.training.evaluation.acting import chosen_policy, find_actor, per_episode_file
+from rl.training.evaluation.acting import chosen_policy, find_actor, find_other_model, per_episode_file
 from rl.training.evaluation.loading import load_run, weights_of
 from rl.training.evaluation.measure import BASELINE, Measurement, Result
 from rl.training.evaluation.output import comparison_table, episode_rows, measures_table, result_data
@@ -26,7 +26,7 @@ def evaluate(args: cli.Args, ctx: ParallelContext) -> dict[str, Any]:
     """Measures, prints and writes; the result as JSON data. Everything is loaded before a simulator starts."""
     run = load_run(args.checkpoint, "--checkpoint", args, ctx.device, args.eval_phase)
     actor = find_actor(args, run, ctx.device)
-    teacher = None if args.teacher is None else load_run(args.teacher, "--teacher_checkpoint", args, ctx.device)
+    teacher = find_other_model(args, run, ctx.device)
     acting, e = chosen_policy(run.cfg, actor), run.cfg.evaluation
     measurement = Measurement(run, actor, acting, ctx)
     result = measurement.all(teacher)

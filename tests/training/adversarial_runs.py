@@ -9,6 +9,7 @@ from pathlib import Path
 from rl.training.world_model_player import WorldModelPlayer
 from tests.training import student_runs
 
+MODULE = "rl.training.train_adversarial_rl"
 # Two iterations of warm-up, so that iterations 3 and 4 have both players; everything that is due now and then is due.
 SETTINGS = student_runs.SETTINGS | {
     "training.batch_size": 4, "training.num_envs": 2, "teacher.burn_in": 1, "teacher.latent_batch_size": 4,

@@ -70,3 +70,17 @@ def student_run(tmp_path_factory: pytest.TempPathFactory, teacher_with_heads: Pa
         (place / "console.txt").write_text(output)
 
     return teacher_runs.once(tmp_path_factory, "student", make) / "run"
+
+
+@pytest.fixture(scope="session")
+def adversarial_run(tmp_path_factory: pytest.TempPathFactory, teacher_with_heads: Path, student_run: Path) -> Path:
+    """Run directory of four iterations of phase 3, uninterrupted. Read only."""
+    from tests.training import adversarial_runs, teacher_runs
+
+    def make(place: Path) -> None:
+        argv = adversarial_runs.flags(teacher_with_heads, student_run, place / "run", 4)
+        code, output = teacher_runs.run_process(argv, adversarial_runs.MODULE)
+        assert code == 0, output
+        (place / "console.txt").write_text(output)
+
+    return teacher_runs.once(tmp_path_factory, "adversarial", make) / "run"

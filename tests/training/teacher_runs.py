@@ -4,6 +4,7 @@ As a program (`teacher_runs.py STOP_AFTER flags...`) it trains and sends itself 
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from f1_vla.tokenizer import MultiScaleVQVAE
 from f1_vla.tokenizer_io import save_tokenizer
 from rl import config as rl_config
 from rl.training import cli
+from rl.training.checkpoint import open_checkpoint
+from rl.training.checkpoint_files import describe, manifest_text
 from rl.training.teacher_phase import TeacherPhase
 from rl.training.train_teacher_rl import main
 from tests.helpers.once import once  # noqa: F401 - used through this module
@@ -66,6 +69,18 @@ def parameters_equal(a: Path, b: Path) -> bool:
     """model.pt of two checkpoints, bit for bit."""
     first, second = (torch.load(c / "model.pt", weights_only=True) for c in (a, b))
     return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def with_other_weights(run: Path, place: Path, entry: str) -> Path:
+    """`place`: a copy of the run whose newest checkpoint has 1 added to an entry, and a manifest that says so."""
+    shutil.copytree(run, place)
+    checkpoint = open_checkpoint(place)
+    state = torch.load(checkpoint.path / "model.pt", weights_only=True)
+    state[entry] += 1
+    torch.save(state, checkpoint.path / "model.pt")
+    files = [describe(checkpoint.path, checkpoint.path / f["name"]) for f in checkpoint.manifest["files"]]
+    (checkpoint.path / "manifest.json").write_text(manifest_text(checkpoint.step, 1, files, {}))
+    return place
 
 
 @contextmanager

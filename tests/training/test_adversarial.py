@@ -1,7 +1,6 @@
 """`train.sh adversarial` as a whole, with the smallest model: outputs, roles, resume, stop, refusals, modes."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,29 +10,15 @@ import torch
 
 from rl.training import cli, student_phase
 from rl.training.checkpoint import open_checkpoint
-from rl.training.checkpoint_files import describe, manifest_text
 from rl.training.evaluation.loading import load_run
 from rl.training.train_adversarial_rl import main
-from tests.training import student_runs, teacher_runs
-from tests.training.adversarial_runs import flags, sigterm_after
+from tests.training import student_runs
+from tests.training.adversarial_runs import MODULE, flags, sigterm_after
 from tests.training.run_here import run_here
-from tests.training.teacher_runs import parameters_equal, run_process
+from tests.training.teacher_runs import parameters_equal, run_process, with_other_weights
 
 Refused = Callable[..., str]
-MODULE = "rl.training.train_adversarial_rl"
 STEPS, ENVS = student_runs.STEPS, student_runs.ENVS
-
-
-@pytest.fixture(scope="session")
-def adversarial_run(tmp_path_factory: pytest.TempPathFactory, teacher_with_heads: Path, student_run: Path) -> Path:
-    """Run directory of four iterations, uninterrupted. Read only."""
-
-    def make(place: Path) -> None:
-        code, output = run_process(flags(teacher_with_heads, student_run, place / "run", 4), MODULE)
-        assert code == 0, output
-        (place / "console.txt").write_text(output)
-
-    return teacher_runs.once(tmp_path_factory, "adversarial", make) / "run"
 
 
 def _lines(run: Path) -> list[dict]:
@@ -231,16 +216,7 @@ def test_a_student_of_another_teacher_is_refused_by_its_flag(
     refused: Refused, teacher_with_heads: Path, tmp_path: Path
 ) -> None:  # fmt: skip
     """The same configuration, other weights."""
-    other = tmp_path / "other"
-    shutil.copytree(teacher_with_heads, other)
-    checkpoint = open_checkpoint(other).path
-    state = torch.load(checkpoint / "model.pt", weights_only=True)
-    state["world_model.embed.weight"] += 1
-    torch.save(state, checkpoint / "model.pt")
-    files = [
-        describe(checkpoint, checkpoint / f["name"]) for f in open_checkpoint(teacher_with_heads).manifest["files"]
-    ]
-    (checkpoint / "manifest.json").write_text(manifest_text(2, 1, files, {}))
+    other = with_other_weights(teacher_with_heads, tmp_path / "other", "world_model.embed.weight")
     message = refused(teacher=other)
     assert "--student_checkpoint" in message and "was made with the world model of" in message
 

@@ -11,10 +11,12 @@ from f1_vla.config import F1Config
 from rl.config import ActingPolicy, Config
 from rl.training import cli
 from rl.training.collector import ActionSource, EpisodeCollector, RandomActions
-from rl.training.evaluation.loading import LoadedRun, action_mask, load_run
+from rl.training.evaluation.loading import LoadedRun, action_mask, check_same_pictures, check_same_tokens, load_run
 from rl.training.explorer_acting import ExplorerActions
 from rl.training.parallel_utils import ParallelContext
 from rl.types import EpisodeRecord
+
+STUDENT_FLAG, TEACHER_FLAG = "--student_checkpoint", "--teacher_checkpoint"
 
 
 class ZeroActions:
@@ -43,16 +45,20 @@ def find_actor(args: cli.Args, run: LoadedRun, device: torch.device) -> LoadedRu
     would see other pictures than the measured run."""
     if args.student is None:
         return run
-    actor = load_run(args.student, "--student_checkpoint", args, device)
-    for name, theirs, ours in [
-        ("environment.vlm_size", actor.cfg.environment.vlm_size, run.cfg.environment.vlm_size),
-        ("environment.wm_size", actor.cfg.environment.wm_size, run.cfg.environment.wm_size),
-        ("arch.n_obs_img_steps", actor.arch.n_obs_img_steps, run.arch.n_obs_img_steps),
-        ("arch.obs_img_stride", actor.arch.obs_img_stride, run.arch.obs_img_stride),
-    ]:
-        if theirs != ours:
-            raise ValueError(f"--student_checkpoint {actor.saved.path}: {name} is {theirs} there and {ours} here")
+    actor = load_run(args.student, STUDENT_FLAG, args, device)
+    check_same_pictures(actor, run, STUDENT_FLAG)
     return actor
+
+
+def find_other_model(args: cli.Args, run: LoadedRun, device: torch.device) -> LoadedRun | None:
+    """The run of --teacher_checkpoint, if one is given. Raises ValueError when its losses cannot be compared with those
+    of the measured run: other pictures, other tokens."""
+    if args.teacher is None:
+        return None
+    other = load_run(args.teacher, TEACHER_FLAG, args, device)
+    check_same_pictures(other, run, TEACHER_FLAG)
+    check_same_tokens(other, run, TEACHER_FLAG)
+    return other
 
 
 def chosen_policy(cfg: Config, actor: LoadedRun) -> ActingPolicy:

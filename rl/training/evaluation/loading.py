@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,7 +47,10 @@ def load_run(path: Path | None, flag: str, args: cli.Args, device: torch.device,
     none there, damaged, not of `phase`."""
     if path is None:
         raise ValueError(f"{flag} DIR is missing: a checkpoint-N or a run directory")
-    saved = open_checkpoint(path)
+    try:
+        saved = open_checkpoint(path)
+    except ValueError as e:
+        raise ValueError(f"{flag}: {e}") from e
     found = phase_of(saved, flag)
     if phase not in (None, found):
         raise ValueError(f"--phase {phase}: {saved.path} is a checkpoint of phase {found}")
@@ -58,9 +62,48 @@ def load_run(path: Path | None, flag: str, args: cli.Args, device: torch.device,
         if uses_lora(cfg):
             inject_adapter(policy, cfg, Role.explorer)
         explorer.to(device).requires_grad_(False).eval()
-    load_model(policy if explorer is None else explorer, saved.read("model.pt"), saved.base, saved.path)
+    try:
+        load_model(policy if explorer is None else explorer, saved.read("model.pt"), saved.base, saved.path)
+    except ValueError as e:
+        raise ValueError(f"{flag}: {e}") from e
     states = normalizer_from(saved.read("training_state.pt")["states"])
     return LoadedRun(saved, found, cfg, arch, policy, states, explorer)
+
+
+def check_same_pictures(other: LoadedRun, run: LoadedRun, flag: str) -> None:
+    """Raises ValueError naming `flag` and the key when `other` sees other pictures than `run`, or another history."""
+    keys = [
+        ("environment.vlm_size", other.cfg.environment.vlm_size, run.cfg.environment.vlm_size),
+        ("environment.wm_size", other.cfg.environment.wm_size, run.cfg.environment.wm_size),
+        ("arch.n_obs_img_steps", other.arch.n_obs_img_steps, run.arch.n_obs_img_steps),
+        ("arch.obs_img_stride", other.arch.obs_img_stride, run.arch.obs_img_stride),
+    ]
+    _check_equal(keys, other, flag)
+
+
+def check_same_tokens(other: LoadedRun, run: LoadedRun, flag: str) -> None:
+    """Raises ValueError naming `flag` unless both world models predict the same tokens: only then can their losses be
+    compared."""
+    theirs, ours = other.arch, run.arch
+    keys = [
+        ("arch.tokenizer.scales", theirs.tokenizer.scales, ours.tokenizer.scales),
+        ("arch.tokenizer.vocab_size", theirs.tokenizer.vocab_size, ours.tokenizer.vocab_size),
+        ("arch.world_model.num_resolutions", theirs.world_model.num_resolutions, ours.world_model.num_resolutions),
+    ]
+    _check_equal(keys, other, flag)
+    first, second = (r.policy.tokenizer.state_dict() for r in (other, run))
+    if first.keys() != second.keys() or not all(torch.equal(first[k], second[k]) for k in first):
+        raise ValueError(
+            f"{flag} {other.saved.path}: its tokenizer has other weights than that of {run.saved.path}, so their "
+            "losses are of other tokens; compare runs of one model.tokenizer_path"
+        )
+
+
+def _check_equal(keys: list[tuple[str, Any, Any]], other: LoadedRun, flag: str) -> None:
+    """keys: name, value of the other run, value of the measured one."""
+    for name, theirs, ours in keys:
+        if theirs != ours:
+            raise ValueError(f"{flag} {other.saved.path}: {name} is {theirs} there and {ours} here")
 
 
 def phase_of(saved: SavedCheckpoint, flag: str) -> str:
