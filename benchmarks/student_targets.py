@@ -1,7 +1,8 @@
 """Does phase 2 explore? `python -m benchmarks.student_targets --teacher DIR [--seeds N] [--train_episodes K]`.
 
 For each seed an explorer is trained and then compared with random actions in the same held-out scenes, for as many
-steps and with the same action scale. With --screen_teacher, a teacher trained beside a noisy screen, two more
+steps and with the same action scale; and with the explorer before any training, which is the same for every seed: all
+begin with the action expert of the teacher. With --screen_teacher, a teacher trained beside a noisy screen, two more
 explorers a seed are trained beside it, rewarded by entropy or by disagreement alone. Runs continue where they were
 stopped, so the command can be stopped and given again. Writes docs/results/student_targets.{md,json}.
 """
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.runs import RESULTS, publish, read, start
-from rl.data.statistics import bootstrap
+from rl.data.statistics import bootstrap, compare_paired
+from rl.training.evaluation.output import comparison_data
 from rl.training.provenance import machine
 
 SCREEN = "environment.domain_randomization.noisy_screen=true"
@@ -27,12 +29,16 @@ MEASURES = (
     "explore/novel_token_maps", "frame/disagreement",
 )  # fmt: skip
 IN_VIEW = "explore/screen_in_view"
+PROBES = ("probe/memory", "probe/observation", "probe/memory_minus_observation")
+BEFORE = "before training"
+# One update that changes nothing: its steps are far below the last digit of a weight.
+STILL = {f"student.{k}": "1e-30" for k in ("learning_rate", "min_learning_rate", "value_learning_rate")}
 
 
-def explorer(
+def trained(
     args: argparse.Namespace, teacher: str, seed: int, name: str, train_episodes: int, episodes: int, *extra: str
-) -> dict[str, Any]:
-    """Trains and evaluates one; numbers are there when it was done before."""
+) -> Path:
+    """Directory of an explorer, trained and evaluated; what was done before is not done again."""
     directory = Path(args.runs).resolve() / f"{name}_seed{seed}"
     numbers = directory / "evaluation.json"
     if not numbers.is_file():
@@ -40,17 +46,44 @@ def explorer(
             "rl.training.train_student_rl", "--teacher_path", teacher, "--output_dir", str(directory),
             "--num_episodes", str(train_episodes), "--num_envs", str(args.num_envs), "--seed", str(seed),
             "--auto_resume", "training.save_every=200", "training.video_save_every=0", "training.sample_save_every=0",
-            *SIZE, *extra, *args.overrides,
+            *SIZE, *extra,
         )  # fmt: skip
         start(
             "rl.training.evaluate_rl", "--phase", "student", "--checkpoint", str(directory), "--episodes",
             str(episodes), "--json", str(numbers), "training.num_threads=1", "evaluation.unfamiliar_episodes=0",
         )  # fmt: skip
-    data = read(numbers)
-    return {
-        "against_random": data["baseline"]["comparison"], "totals": data["totals"], "risen": risen(directory),
-        "speed": speed(directory),
-    }  # fmt: skip
+    return directory
+
+
+def untrained(args: argparse.Namespace) -> Path:
+    """The explorer as every seed begins: one iteration in which nothing moves."""
+    still = [f"{k}={v}" for k, v in STILL.items()]
+    others = [o for o in args.overrides if o.split("=")[0] not in STILL]
+    return trained(args, args.teacher, 0, "untrained", 1, args.episodes, *still, *others)
+
+
+def measured(directory: Path) -> dict[str, Any]:
+    """What its evaluation says: against random actions, and of its memory and its uncertainty."""
+    data = read(directory / "evaluation.json")
+    kept = {k: v for k, v in data["measures"].items() if k.startswith(("probe/", "auroc/"))}
+    return {"against_random": data["baseline"]["comparison"], "totals": data["totals"], "measures": kept}
+
+
+def explorer(directory: Path) -> dict[str, Any]:
+    return measured(directory) | {"risen": risen(directory), "speed": speed(directory)}
+
+
+def against(ours: Path, theirs: Path) -> dict[str, Any]:
+    """MEASURES of two explorers, paired by scene. Raises ValueError when they did not play as many."""
+    a, b = (_episodes(d) for d in (ours, theirs))
+    rows = {m: compare_paired([r[m] for r in a], [r[m] for r in b], 2000, 0) for m in MEASURES}
+    return comparison_data(rows)
+
+
+def _episodes(directory: Path) -> list[dict[str, Any]]:
+    """The explorer's, in the order of their scenes."""
+    lines = (directory / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if row["policy"] == "explorer"]
 
 
 def metrics(directory: Path) -> list[dict[str, float]]:
@@ -80,23 +113,39 @@ def risen(directory: Path) -> dict[str, dict[str, float]]:
     return result
 
 
-def said(ratio: dict[str, float] | None) -> str:
-    return "-" if ratio is None else f"{ratio['mean']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+def said(interval: dict[str, float] | None, digits: int = 2) -> str:
+    """None: nothing to divide by, or too few episodes."""
+    if interval is None:
+        return "-"
+    mean, low, high = (f"{interval[k]:.{digits}f}" for k in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
-def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
+def ratios(rows: list[tuple[Any, dict[str, Any]]]) -> list[str]:
+    """A table of MEASURES; rows: their label and comparisons."""
+    out = [f"| seed | {' | '.join(m.split('/')[1].replace('_', ' ') for m in MEASURES)} |"]
+    out.append("|---" * (len(MEASURES) + 1) + "|")
+    return out + [f"| {label} | {' | '.join(said(c[m]['ratio']) for m in MEASURES)} |" for label, c in rows]
+
+
+def table(rows: list[dict[str, Any]], before: dict[str, Any], args: argparse.Namespace) -> str:
+    """before: the explorer that took no update."""
     out = [
         f"# Phase 2 after {args.train_episodes} episodes",
         "",
         f"Explorer / random actions in the same {args.episodes} held-out scenes, equal steps and action scale: ratio "
         f"of means, 95 % interval over episodes. Machine: {machine()}.",
         "",
-        f"| seed | {' | '.join(m.split('/')[1].replace('_', ' ') for m in MEASURES)} |",
-        "|---" * (len(MEASURES) + 1) + "|",
-    ]
+        *ratios([*((r["seed"], r["explorer"]["against_random"]) for r in rows), (BEFORE, before["against_random"])]),
+        "", "The explorer / itself before any training, in the same scenes: what training added.", "",
+        *ratios([(r["seed"], r["explorer"]["against_untrained"]) for r in rows]),
+        "", "Balanced accuracy of telling on which side of the table an object stands that the wrist camera does not "
+        "see (0.5 is chance), in the explorer's episodes: from the memory, and from the current observation alone.", "",
+        "| seed | memory | observation alone | memory - observation |", "|---|---|---|---|",
+    ]  # fmt: skip
     for row in rows:
-        against = row["explorer"]["against_random"]
-        out.append(f"| {row['seed']} | {' | '.join(said(against[m]['ratio']) for m in MEASURES)} |")
+        m = row["explorer"]["measures"]
+        out.append(f"| {row['seed']} | {' | '.join(said(m.get(p), 3) for p in PROBES)} |")
     out += [
         "", "Raw intrinsic return of an episode (sums over its steps; of the memory divergence the last value), first "
         "and last fifth of training, 95 % interval of the rise:", "",
@@ -132,11 +181,11 @@ def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
 def screen(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     runs = {}
     for kind in ("entropy", "disagreement"):
-        extra = ("--mixed_precision", "bf16", SCREEN, ALONE, f"student.rewards.uncertainty={kind}")
-        name, teacher = f"screen_{kind}", args.screen_teacher
-        run = explorer(args, teacher, seed, name, args.screen_train_episodes, args.screen_episodes, *extra)
-        numbers = read(Path(args.runs) / f"screen_{kind}_seed{seed}" / "evaluation.json")
-        runs[kind] = run | {"screen_in_view": numbers["measures"][IN_VIEW]["mean"]}
+        extra = ["--mixed_precision", "bf16", SCREEN, ALONE, f"student.rewards.uncertainty={kind}", *args.overrides]
+        size = (args.screen_train_episodes, args.screen_episodes)
+        run = trained(args, args.screen_teacher, seed, f"screen_{kind}", *size, *extra)
+        in_view = read(run / "evaluation.json")["measures"][IN_VIEW]["mean"]
+        runs[kind] = explorer(run) | {"screen_in_view": in_view}
     return runs
 
 
@@ -153,18 +202,17 @@ def main() -> None:
     parser.add_argument("--runs", default="outputs/student_targets")
     parser.add_argument("overrides", nargs="*", help="block.key=value for every run")
     args = parser.parse_args()
-    rows = []
+    rows, first = [], untrained(args)
+    before = measured(first)
     for seed in range(args.seeds):
-        row: dict[str, Any] = {
-            "seed": seed,
-            "explorer": explorer(args, args.teacher, seed, "explorer", args.train_episodes, args.episodes),
-        }
+        run = trained(args, args.teacher, seed, "explorer", args.train_episodes, args.episodes, *args.overrides)
+        row: dict[str, Any] = {"seed": seed, "explorer": explorer(run) | {"against_untrained": against(run, first)}}
         if args.screen_teacher is not None:
             row["screen"] = screen(args, seed)
         rows.append(row)
-        data = {"command": vars(args), "machine": machine(), "runs": rows}
+        data = {"command": vars(args), "machine": machine(), "untrained": before, "runs": rows}
         place = RESULTS / "student_targets.json"
-        publish(place.with_suffix(".md"), place, table(rows, args), data)
+        publish(place.with_suffix(".md"), place, table(rows, before, args), data)
 
 
 if __name__ == "__main__":

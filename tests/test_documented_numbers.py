@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import arm_targets
+from benchmarks import arm_targets, student_targets
 from rl.training import seed_intervals
 
 REPO = Path(__file__).resolve().parents[1]
@@ -112,6 +112,32 @@ def test_the_readme_shows_the_measured_numbers_of_the_student() -> None:
     for row, measure in zip(rows[:2], measures, strict=True):
         check_seeds(row, [r["against_random"][measure]["ratio"] for r in runs], ("mean", "low", "high"))
     check_seeds(rows[2], [r["risen"]["return_raw_disagreement"] for r in runs], ("low", "high"))
+
+
+def test_the_tables_of_student_targets_are_those_of_its_runs() -> None:
+    """Files of before there was the explorer before training hold the first table alone."""
+    text = (RESULTS / "student_targets.md").read_text(encoding="utf-8")
+    data = json.loads((RESULTS / "student_targets.json").read_text(encoding="utf-8"))
+    explorers = {str(run["seed"]): run["explorer"] for run in data["runs"]}
+    before = {student_targets.BEFORE: data["untrained"]} if "untrained" in data else {}
+    tables = {"Explorer / random actions": {s: e["against_random"] for s, e in (explorers | before).items()}}
+    if before:
+        tables["The explorer / itself before"] = {s: e["against_untrained"] for s, e in explorers.items()}
+        probed = [[s, *(e["measures"].get(p) for p in student_targets.PROBES)] for s, e in explorers.items()]
+        check_intervals(rows_after(text, "Balanced accuracy"), probed)
+    for start, comparisons in tables.items():
+        ratios = [[s, *(c[m]["ratio"] for m in student_targets.MEASURES)] for s, c in comparisons.items()]
+        check_intervals(rows_after(text, start), ratios)
+
+
+def check_intervals(rows: list[list[str]], expected: list[list]) -> None:
+    """Rows of a label and intervals, `-` for one that there is not."""
+    for row, (label, *intervals) in zip(rows, expected, strict=True):
+        assert row[0] == label and len(row) == 1 + len(intervals)
+        for cell, interval in zip(row[1:], intervals, strict=True):
+            printed = NUMBER.findall(cell)
+            wanted = [] if interval is None else [interval[k] for k in ("mean", "low", "high")]
+            assert len(printed) == len(wanted) and all(map(shown, printed, wanted)), row
 
 
 def test_the_readme_shows_the_measured_numbers_of_the_game() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import student_targets
 from rl.training import student_phase
 from rl.training.checkpoint import open_checkpoint
 from rl.training.train_student_rl import main
@@ -105,6 +106,20 @@ def test_a_checkpoint_names_its_teacher_by_hash(student_run: Path, teacher_with_
     origin = open_checkpoint(student_run).read("training_state.pt")["explorer"]["teacher"]
     expected = next(f["sha256"] for f in teacher.manifest["files"] if f["name"] == "model.pt")
     assert origin == {"path": str(teacher.path), "episodes": 2, "sha256": expected}
+
+
+def test_the_control_of_the_benchmark_is_the_explorer_as_the_teacher_left_it(
+    teacher_with_heads: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """It takes an update like any other, and no weight moves."""
+    still = [f"{k}={v}" for k, v in student_targets.STILL.items()]
+    argv = flags(teacher_with_heads, tmp_path / "run", 1, *still, "training.video_save_every=0")
+    assert run_here(main, argv, "student") == 0, capfd.readouterr().err
+    (line,) = _lines(tmp_path / "run")
+    assert line["student/optimizer_steps"] > 0 and line["student/grad_norm"] > 0
+    teacher, explorer = (open_checkpoint(d).read("model.pt") for d in (teacher_with_heads, tmp_path / "run"))
+    for name, weight in teacher.items():
+        torch.testing.assert_close(explorer[f"policy.{name}"], weight, rtol=0, atol=1e-28)
 
 
 # --- stop and resume -------------------------------------------------------------------------------------------------
