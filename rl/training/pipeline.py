@@ -166,7 +166,16 @@ class Pipeline:
         arguments += ["--rl_config", str(self.path / "config.yaml")]
         arguments += ["--device", self.cfg.training.device, f"training.num_threads={self.cfg.training.num_threads}"]
         taken = ("evaluation.num_episodes=", "evaluation.video=")
-        return arguments + [o for o in self.args.overrides if o.startswith("evaluation.") and not o.startswith(taken)]
+        asked = [o for o in self.args.overrides if o.startswith("evaluation.") and not o.startswith(taken)]
+        return arguments + self._unfamiliar(asked) + asked
+
+    def _unfamiliar(self, asked: list[str]) -> list[str]:
+        """Several kinds of unfamiliar scenes, for each phase: as many episodes of each as of the others here, unless
+        the command line says how many, or the configuration has another number than its default."""
+        given = any(o.startswith("evaluation.unfamiliar_episodes=") for o in asked)
+        if given or self.cfg.evaluation.unfamiliar_episodes != rl_config.EvaluationConfig.unfamiliar_episodes:
+            return []
+        return [f"evaluation.unfamiliar_episodes={self.p.evaluation_episodes}"]
 
     def _numbers(self, phase: PipelinePhase) -> Path:
         return self.path / "evaluation" / f"{phase}.json"

@@ -13,7 +13,7 @@ from rl.training import provenance
 from rl.training.atomic_io import write_atomic
 from rl.training.metrics_log import FILE_NAME
 from rl.training.report_charts import line_chart
-from rl.training.report_tables import against_teacher, comparison, measures, table
+from rl.training.report_tables import against_teacher, comparison, measures, probing, table, warnings
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 PHASES = ("teacher", "student", "adversarial")
@@ -79,6 +79,7 @@ def _result(phase: str, r: dict[str, Any]) -> str:
         text += comparison(r)
     if "against_teacher" in r:
         text += against_teacher(r)
+    text += warnings(r) + probing(r)
     return text + f"<details><summary>all measures of {phase}</summary>{measures(r)}</details>"
 
 

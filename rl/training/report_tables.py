@@ -53,8 +53,39 @@ def against_teacher(r: Data) -> str:
     return table(["world model", "this - teacher", "this / teacher"], rows) + NOTE
 
 
+def warnings(r: Data) -> str:
+    """Of what each uncertainty warns: frames of high loss, and every kind of unfamiliar scenes. Empty: not measured."""
+    found: dict[str, dict[str, Data]] = {}
+    for name, i in r["measures"].items():
+        if name.startswith("auroc/"):
+            of, by = name.removeprefix("auroc/").rsplit("/", 1)
+            found.setdefault(of, {})[by] = i
+    if not found:
+        return ""
+    columns = [c for c in WARNS if any(c in row for row in found.values())]
+    rows: list[list[Any]] = [
+        [of.replace("high_loss", "frames of high loss").replace("unfamiliar/", "unfamiliar scenes: ")]
+        + [interval(row.get(c), 0.5) for c in columns]
+        for of, row in found.items()
+    ]
+    head = "does uncertainty warn (AUROC, 0.5 is chance)"
+    return table([head, *(WARNS[c] for c in columns)], rows) + CHANCE
+
+
+def probing(r: Data) -> str:
+    """What the memory knows of objects out of view. Empty: not measured."""
+    cells = [interval(r["measures"].get(f"probe/{name}"), neutral) for name, neutral in PROBED.items()]
+    if all(text == "-" for text, _ in cells):
+        return ""
+    head = ["does the memory know (balanced accuracy, 0.5 is chance)", "memory", "observation alone", "difference"]
+    return table(head, [["side on which an object out of view stands", *cells]]) + CHANCE
+
+
 def measures(r: Data) -> str:
     return table(["measure", "mean"], [[name, interval(i)] for name, i in sorted(r["measures"].items())])
 
 
 NOTE = '<p class="note">Means with 95 % intervals over episodes, paired by scene; bold where the interval decides.</p>'
+CHANCE = '<p class="note">95 % intervals over episodes; bold where they leave chance out.</p>'
+WARNS = {"disagreement": "disagreement", "entropy": "entropy", "nll": "the loss itself"}
+PROBED = {"memory": 0.5, "observation": 0.5, "memory_minus_observation": 0.0}

@@ -21,6 +21,17 @@ def world() -> Iterator[ParallelContext]:
 
 
 @pytest.fixture(scope="session")
+def browser() -> str:
+    """A browser that can run without a window; the test is left out where there is none."""
+    from tests.training.browser import BROWSERS, find_browser
+
+    found = find_browser()
+    if found is None:
+        pytest.skip(f"left out: no browser on PATH (looked for {', '.join(BROWSERS)}); Debian's package is chromium")
+    return found
+
+
+@pytest.fixture(scope="session")
 def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer file of the debug preset."""
     from tests.training import teacher_runs

@@ -49,6 +49,14 @@ def make_pipeline(directory: Path) -> None:
         "explore/objects_moved": {"difference": _interval(0.1, -0.2, 0.4), "ratio": None},
     }
     ours = {"explore/wrist_voxels": _interval(21.5, 20, 23), "explore/objects_moved": _interval(0.5, 0.2, 0.8)}
+    ours |= {
+        "auroc/high_loss/entropy": _interval(0.28, 0.23, 0.33),
+        "auroc/high_loss/disagreement": _interval(0.69, 0.65, 0.72),
+        "auroc/unfamiliar/num_objects=24 a=<b>/disagreement": _interval(0.52, 0.46, 0.58),
+        "auroc/unfamiliar/num_objects=24 a=<b>/nll": _interval(0.6, 0.55, 0.65),
+        "probe/memory": _interval(0.62, 0.6, 0.64), "probe/observation": _interval(0.51, 0.48, 0.54),
+        "probe/memory_minus_observation": _interval(0.11, 0.08, 0.14),
+    }  # fmt: skip
     random = {"explore/wrist_voxels": _interval(13.5, 12, 15), "explore/objects_moved": _interval(0.4, 0.1, 0.7)}
     result = {
         "phase": "student", "checkpoint": "checkpoint-40", "episodes": 12, "policy": "explorer", "notes": ["a <note>"],

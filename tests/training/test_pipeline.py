@@ -17,8 +17,11 @@ from rl.config import PipelinePhase
 from rl.training import cli, pipeline
 from rl.training.errors import Preempted
 from rl.training.pipeline import Pipeline, run_process
-from tests.training.teacher_runs import REPO, SETTINGS
+from tests.training.adversarial_runs import SETTINGS as ADVERSARIAL
+from tests.training.browser import check_everything_is_shown, dumped_page
+from tests.training.teacher_runs import REPO, SETTINGS, once
 
+TRAINING = ("teacher", "student", "adversarial")
 SMALL = ["pipeline.teacher_episodes=4", "pipeline.student_episodes=6", "pipeline.adversarial_iterations=7"]
 
 
@@ -103,6 +106,19 @@ def test_phases_run_in_order_each_in_its_directory_with_what_it_needs(processes:
         "teacher", "student", "adversarial", "evaluation of teacher", "evaluation of student",
         "evaluation of adversarial",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("asked", "file", "expected"),
+    [([], "", 3), (["evaluation.unfamiliar_episodes=20"], "", 20), ([], "evaluation: {unfamiliar_episodes: 7}\n", 7)],
+)
+def test_unfamiliar_scenes_are_as_many_as_the_familiar_ones_unless_told_otherwise(
+    processes: _Processes, tmp_path: Path, asked: list[str], file: str, expected: int
+) -> None:
+    (tmp_path / "own.yaml").write_text(file or "{}\n")
+    _run(processes, "--rl_config", str(tmp_path / "own.yaml"), "--phases", "teacher,evaluation", *asked)
+    measured = cli.parse("evaluate", dict(processes.commands)["evaluate teacher"][3:]).config.evaluation
+    assert (measured.num_episodes, measured.unfamiliar_episodes) == (3, expected)
 
 
 def test_what_is_finished_is_skipped_and_what_grew_goes_on(processes: _Processes) -> None:
@@ -237,22 +253,47 @@ def _whole_process(argv: list[str]) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_whole_pipeline_at_the_smallest_size(tmp_path: Path, tokenizer_path: Path) -> None:
-    settings = {k: v for k, v in SETTINGS.items() if "save_every" not in k} | {
+@pytest.fixture(scope="session")
+def whole_pipeline(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Path) -> Path:
+    """All four phases at the smallest size, through to the report. Read only."""
+    adversarial = {k: v for k, v in ADVERSARIAL.items() if k.startswith("adversarial.")}
+    settings = {k: v for k, v in (SETTINGS | adversarial).items() if "save_every" not in k} | {
         "model.tokenizer_path": tokenizer_path, "arch.world_model.ensemble_heads": 2,
         "student.episodes_per_iteration": 2, "student.ppo.minibatches": 2, "evaluation.bootstrap_samples": 20,
-        "evaluation.unfamiliar_episodes": 2, "evaluation.videos": 1, "pipeline.evaluation_episodes": 3,
-        "pipeline.checkpoints": 1, "pipeline.media": 1,
+        "evaluation.videos": 1, "pipeline.evaluation_episodes": 3, "pipeline.checkpoints": 1, "pipeline.media": 1,
     }  # fmt: skip
-    argv = ["--output_dir", str(tmp_path / "run"), "--model_config", "debug_test", "--device", "cpu"]
-    argv += ["--phases", "teacher,student,evaluation", *(f"{k}={v}" for k, v in settings.items()), *SMALL]
-    code, output = _whole_process(argv)
-    assert code == 0, output[-3000:]
-    result = json.loads((tmp_path / "run" / "evaluation" / "student.json").read_text())
-    assert result["policy"] == "explorer" and "explore/wrist_voxels" in result["baseline"]["comparison"]
-    report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
-    assert report.count("data:video/mp4") == 5  # one a policy measured, one a phase
-    code, output = _whole_process([*argv, "--auto_resume"])
-    assert code == 0 and output.count("is finished already") == 4
+
+    def make(place: Path) -> None:
+        argv = ["--output_dir", str(place / "run"), "--model_config", "debug_test", "--device", "cpu"]
+        argv += [*(f"{k}={v}" for k, v in settings.items()), *SMALL]
+        code, output = _whole_process(argv)
+        assert code == 0, output[-3000:]
+        (place / "arguments.json").write_text(json.dumps(argv))
+
+    return once(tmp_path_factory, "whole_pipeline", make)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_whole_pipeline_at_the_smallest_size(whole_pipeline: Path) -> None:
+    run = whole_pipeline / "run"
+    result = {p: json.loads((run / "evaluation" / f"{p}.json").read_text()) for p in TRAINING}
+    assert [r["policy"] for r in result.values()] == ["random", "explorer", "explorer"]
+    assert "explore/wrist_voxels" in result["student"]["baseline"]["comparison"]
+    assert set(result["adversarial"]["against_teacher"]) == {"explorer", "random"}
+    unfamiliar = result["adversarial"]["measures"]["auroc/unfamiliar/num_objects=24/disagreement"]
+    assert unfamiliar["count"] == 2 * 3  # as many unfamiliar episodes as familiar ones
+    report = (run / "report.html").read_text(encoding="utf-8")
+    assert report.count("data:video/mp4") == 5 + 3  # one a policy measured, one a phase
+    code, output = _whole_process([*json.loads((whole_pipeline / "arguments.json").read_text()), "--auto_resume"])
+    assert code == 0 and output.count("is finished already") == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_browser_shows_the_report_of_a_whole_pipeline(whole_pipeline: Path, browser: str, tmp_path: Path) -> None:
+    report = whole_pipeline / "run" / "report.html"
+    dom = dumped_page(browser, tmp_path, report)
+    check_everything_is_shown(dom, report)
+    for phase in TRAINING:
+        assert f"<h3>{phase}: checkpoint-" in dom and f">{phase}, while training: " in dom

@@ -2,8 +2,6 @@
 
 import base64
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,11 +9,11 @@ import pytest
 
 from rl.training.report import read_curves, write_report
 from rl.training.report_charts import MAX_POINTS, line_chart, thinned, tick_labels, ticks
-from rl.training.report_tables import interval, table
+from rl.training.report_tables import interval, probing, table, warnings
+from tests.training.browser import check_everything_is_shown, dumped_page, headless
 from tests.training.report_files import make_pipeline
 
 VOID = {"meta", "img", "input", "br", "hr", "link"}
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 class _Page(HTMLParser):
@@ -94,6 +92,23 @@ def test_results_carry_their_intervals_and_mark_the_decided_ones(page: _Page, re
     assert "sapien" not in text and "old" not in page.text  # what is absent, and earlier starts, are left out
 
 
+def test_whether_uncertainty_warns_and_what_the_memory_knows_stand_before_the_fold(report: Path) -> None:
+    results = report.read_text(encoding="utf-8").split("<details><summary>all measures of student")[0]
+    assert "<th>disagreement</th><th>entropy</th><th>the loss itself</th>" in results
+    assert (
+        '<tr><td>frames of high loss</td><td class="clear">0.690 [0.650, 0.720]</td>'
+        '<td class="clear">0.280 [0.230, 0.330]</td><td>-</td></tr>'
+        "<tr><td>unfamiliar scenes: num_objects=24 a=&lt;b&gt;</td><td>0.520 [0.460, 0.580]</td><td>-</td>"
+        '<td class="clear">0.600 [0.550, 0.650]</td></tr>'
+    ) in results
+    assert (
+        '<td class="clear">0.620 [0.600, 0.640]</td><td>0.510 [0.480, 0.540]</td>'
+        '<td class="clear">0.110 [0.080, 0.140]</td>'
+    ) in results
+    nothing = {"measures": {"frame/nll": {"mean": 1.0, "low": 1.0, "high": 1.0}}}
+    assert warnings(nothing) == "" and probing(nothing) == ""
+
+
 def test_what_users_wrote_is_shown_and_not_interpreted(page: _Page, report: Path) -> None:
     text = " ".join(page.text)
     assert "push <b> & pull" in text and "a <note>" in text and "<&>" in text and "night <run>" in text
@@ -154,32 +169,14 @@ def test_cells_are_escaped_and_intervals_are_judged() -> None:
 # --- a real browser --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser() -> str:
-    found = next((b for b in map(shutil.which, BROWSERS) if b is not None), None)
-    if found is None:
-        pytest.skip(f"left out: no browser on PATH (looked for {', '.join(BROWSERS)}); Debian's package is chromium")
-    return found
-
-
-def _headless(browser: str, profile: Path, *arguments: str) -> str:
-    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
-    command += ["--hide-scrollbars", "--virtual-time-budget=8000", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
 def test_a_browser_shows_every_picture_and_runs_the_script(browser: str, report: Path, tmp_path: Path) -> None:
-    dom = _headless(browser, tmp_path, "--dump-dom", report.as_uri())
-    (opening,) = re.findall(r"<html[^>]*>", dom)
-    assert 'data-ready="yes"' in opening, "the script did not run"
-    assert 'data-broken-images="0"' in opening and 'data-broken-videos="0"' in opening
-    assert dom.count("<svg") == report.read_text(encoding="utf-8").count("<svg") > 0
+    check_everything_is_shown(dumped_page(browser, tmp_path, report), report)
 
 
 def test_a_browser_draws_the_page(browser: str, report: Path, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     target = tmp_path / "page.png"
-    _headless(browser, tmp_path / "profile", f"--screenshot={target}", "--window-size=1360,2400", report.as_uri())
+    headless(browser, tmp_path / "profile", f"--screenshot={target}", "--window-size=1360,2400", report.as_uri())
     with image.open(target) as picture:
         assert picture.size == (1360, 2400)
         colours = picture.convert("RGB").getcolors(1 << 24)
@@ -192,5 +189,5 @@ def test_a_browser_counts_what_it_cannot_show(browser: str, report: Path, tmp_pa
         source = source.replace(start, start + "AAAA", 1)
     broken = tmp_path / "broken.html"
     broken.write_text(source, encoding="utf-8")
-    dom = _headless(browser, tmp_path / "profile", "--dump-dom", broken.as_uri())
+    dom = dumped_page(browser, tmp_path / "profile", broken)
     assert 'data-broken-images="1"' in dom and 'data-broken-videos="1"' in dom
