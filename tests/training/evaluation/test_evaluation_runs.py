@@ -87,9 +87,9 @@ def test_a_game_is_measured_beside_random_actions_and_beside_its_teacher_in_the_
         (a1, a2), (b1, b2) = ([r[name] for r in lines] for lines in by_policy.values())
         assert c["difference"]["mean"] == pytest.approx((a1 - b1 + a2 - b2) / 2, abs=1e-9)
         assert c["ratio"] is None or c["ratio"]["mean"] == pytest.approx((a1 + a2) / (b1 + b2))
-    ctx = ParallelContext.create(TrainingConfig(device="cpu"))
+    ctx, teacher = ParallelContext.create(TrainingConfig(device="cpu")), _loaded(teacher_with_heads)
     for policy, records in [("explorer", explorer), ("random", random)]:
-        theirs = score_frames(_loaded(teacher_with_heads), records, ctx).nll.mean()
+        theirs = score_frames(teacher, records, ctx).nll.mean()
         ours = np.mean([r["frame/nll"] for r in by_policy[policy]])
         against = result["against_teacher"][policy]["frame/nll"]
         assert against["difference"]["mean"] == pytest.approx(ours - theirs, abs=1e-5) and ours != theirs
@@ -111,7 +111,8 @@ def test_the_explorer_of_another_run_acts_as_it_does_in_its_own(
     """A student keeps the world model of its teacher, so that every number is the same, whichever is measured."""
     student = ["--student_checkpoint", student_run]
     lent, rows = _measured(tmp_path / "lent.json", "--phase", "teacher", "--checkpoint", teacher_with_heads, *student)
-    own, own_rows = _measured(tmp_path / "own.json", "--phase", "student", "--checkpoint", student_run)
+    argv = ["--phase", "student", "--checkpoint", student_run, "--policy", "explorer"]
+    own, own_rows = _measured(tmp_path / "own.json", *argv)
     assert (lent["phase"], lent["policy"], own["policy"]) == ("teacher", "explorer", "explorer")
     assert lent["actor"] == own["weights"] != lent["weights"] == weights_of(open_checkpoint(teacher_with_heads))
     assert rows == own_rows and (lent["measures"], lent["baseline"]) == (own["measures"], own["baseline"])
