@@ -153,7 +153,7 @@ class DiffusionPolicy(ReplayLearner):
 
     # --- learning --------------------------------------------------------------------------------------------------
 
-    def set_progress(self, share: float) -> float:
+    def set_progress(self, share: float) -> dict[str, float]:
         """Learning rates, noise and entropy weight for what follows; `share` of the run that is done."""
         self.progress = min(max(share, 0.0), 1.0)
         return super().set_progress(share)

@@ -58,12 +58,13 @@ class ReplayLearner:
         if self._networks.normalizer is not None and self._total is not None:
             self._networks.normalizer.share(self._total)
 
-    def set_progress(self, share: float) -> float:
-        """Learning rates for the next updates; `share` of the run that is done. Returns the actor's."""
+    def set_progress(self, share: float) -> dict[str, float]:
+        """Learning rates for the next updates, by the name of their optimizer; `share` of the run that is done."""
         factor = 1 - (1 - self._lr_final_fraction) * min(max(share, 0.0), 1.0)
+        rates = {name: rate * factor for name, rate in self._rates.items()}
         for name, optimizer in self.optimizers.items():
-            optimizer.param_groups[0]["lr"] = self._rates[name] * factor
-        return self._rates["actor"] * factor
+            optimizer.param_groups[0]["lr"] = rates[name]
+        return rates
 
     def _noise(self, *rows: int) -> Tensor:
         """(*rows, A)"""

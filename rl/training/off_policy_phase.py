@@ -41,7 +41,7 @@ class Learner(Protocol):
 
     def act(self, observation: TensorTree, deterministic: bool = False) -> Tensor: ...
     def observe(self, observation: TensorTree, valid: Tensor | None = None) -> None: ...
-    def set_progress(self, share: float) -> float: ...
+    def set_progress(self, share: float) -> dict[str, float]: ...
     def update(self, batch: ReplayBatch) -> dict[str, Tensor]: ...
     def advice(self, metrics: dict[str, float]) -> str | None: ...
     def share_statistics(self) -> None: ...
@@ -171,7 +171,7 @@ class OffPolicyPhase(VectorPhase):
     def update(self, progress: float) -> dict[str, float]:
         """The gradient steps for the vector steps just collected; metrics are means over them."""
         start = time.monotonic()
-        rate = self.learner.set_progress(progress / self.total)
+        rates = self.learner.set_progress(progress / self.total)
         rows = self.settings.batch_size // self.ctx.world_size
         count = self.settings.updates_per_step * self.settings.vector_steps
         sums: dict[str, Tensor] = {}
@@ -191,7 +191,8 @@ class OffPolicyPhase(VectorPhase):
         if not self._advised and (advice := self.learner.advice(numbers)):
             log.warning("%s", advice)
             self._advised = True
-        return {**numbers, "learning_rate": rate, "updates_per_s": count / (time.monotonic() - start)}
+        shown = {"learning_rate": rates["actor"]} | {f"learning_rate_{name}": rate for name, rate in rates.items()}
+        return {**numbers, **shown, "updates_per_s": count / (time.monotonic() - start)}
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 

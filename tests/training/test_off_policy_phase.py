@@ -72,6 +72,20 @@ def test_one_round_of_updates_is_those_of_its_vector_steps(make: Make) -> None:
     assert {"critic_loss", "actor_loss", "alpha", "entropy", "q_mean", "learning_rate"} <= set(line)
 
 
+@pytest.mark.parametrize(("name", "rates"), [
+    ("sac", {"actor": 3e-3, "critic": 2e-3, "alpha": 1e-3}), ("dit", {"actor": 3e-3, "critic": 2e-3}),
+])  # fmt: skip
+def test_every_learning_rate_is_reported_as_it_falls(make: Make, name: str, rates: dict[str, float]) -> None:
+    """Half way through the 400 steps of the run, to a half: all rates are three quarters of what they were."""
+    phase = make(config(lr_final_fraction=0.5, actor_lr=3e-3, critic_lr=2e-3, alpha_lr=1e-3), name=name)
+    for step in range(0, 16, 4):
+        phase.collect(step)
+    line = phase.update(200)
+    shown = {k.removeprefix("learning_rate_"): v for k, v in line.items() if k.startswith("learning_rate_")}
+    assert shown == pytest.approx({k: 0.75 * v for k, v in rates.items()})
+    assert line["learning_rate"] == shown["actor"]
+
+
 def test_before_learning_actions_are_uniform_within_the_bounds_of_the_task(make: Make) -> None:
     phase = make(config(learning_starts=10_000, buffer_size=1600))
     for step in range(0, 1600, 4):
