@@ -1,15 +1,12 @@
-"""What one observation slot of a replay holds, and whether the whole fits into memory."""
+"""What one observation slot of a replay holds, and how many bytes the whole takes."""
 
-import logging
 from dataclasses import dataclass
 
 import gymnasium as gym
-import psutil
 import torch
 
 from rl.types import TensorTree
 
-log = logging.getLogger(__name__)
 SINGLE = ""  # name of an observation that is one tensor
 
 
@@ -69,17 +66,3 @@ def replay_bytes(layout: Layout, action_dim: int, slots: int, num_envs: int) -> 
     """Bytes of a replay: one observation, action, reward, flags and two indices a slot and environment."""
     per_slot = sum(e.slot_bytes for e in layout.values()) + 4 * action_dim + 4 + 2 + 8
     return per_slot * slots * num_envs
-
-
-def free_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
-
-
-def require_memory(needed: int, device: torch.device, what: str, flag: str) -> None:
-    """Logs what is about to be allocated; ValueError when `device` has not that much left. `flag`: what to lower."""
-    free = free_bytes(device)
-    log.info("%s: %d bytes (%.2f GB) on %s, %.2f GB free", what, needed, needed / 1e9, device, free / 1e9)
-    if needed > free:
-        raise ValueError(f"{what} needs {needed} bytes on {device}, where {free} bytes are free; lower {flag}")

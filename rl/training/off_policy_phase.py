@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from rl.algorithms.diffusion import DiffusionPolicy
 from rl.algorithms.sac import SAC
 from rl.config import Config, MixedPrecision, OffPolicyConfig, ReplayDtype, Warmup
+from rl.data.free_memory import require_memory
 from rl.data.replay import Replay, ReplayBatch
-from rl.data.replay_layout import as_dict, layout_of, replay_bytes, require_memory
+from rl.data.replay_layout import as_dict, layout_of, replay_bytes
 from rl.envs.vector import VectorEnv
 from rl.models.actor_critic import is_privileged
 from rl.models.bounded_actions import BoundedActions
@@ -87,7 +88,7 @@ class OffPolicyPhase(VectorPhase):
         self.block = ALGORITHMS[name]
         self.actions = bounded_actions(self.block, name, self.settings, env).to(ctx.device)
         self.learner = self._make_learner(cfg)
-        self.replay = make_replay(self.block, self.settings, env, self.actions.dim, ctx.world_size, frame_stack)
+        self.replay = make_replay(self.block, self.settings, env, self.actions.dim, ctx, frame_stack)
         steps = self.settings.vector_steps * env.num_envs * ctx.world_size
         self.units_per_iteration = steps if unit == "step" else 1
         self.networks = self.learner.networks
@@ -239,12 +240,14 @@ def bounded_actions(block: str, name: str, cfg: OffPolicyConfig, env: VectorEnv)
 
 
 def make_replay(
-    block: str, cfg: OffPolicyConfig, env: VectorEnv, action_dim: int, world_size: int, frame_stack: int
+    block: str, cfg: OffPolicyConfig, env: VectorEnv, action_dim: int, ctx: ParallelContext, frame_stack: int
 ) -> Replay:
     """The share of one process of `buffer_size`; its memory is logged, and refused when it is not there."""
     stored = torch.bfloat16 if cfg.replay_dtype is ReplayDtype.bfloat16 else torch.float32
     layout = layout_of(env.observation_space, stored, frame_stack)
-    slots = -(-cfg.buffer_size // (env.num_envs * world_size)) + frame_stack
+    slots = -(-cfg.buffer_size // (env.num_envs * ctx.world_size)) + frame_stack
     what = f"{block}: replay of {cfg.buffer_size} transitions ({slots} slots for each of {env.num_envs} environments)"
-    require_memory(replay_bytes(layout, action_dim, slots, env.num_envs), env.device, what, f"{block}.buffer_size")
+    needed = replay_bytes(layout, action_dim, slots, env.num_envs)
+    sharing = 1 if env.device.type == "cuda" else ctx.local_world_size  # every process has a GPU of its own
+    require_memory(needed, env.device, what, f"{block}.buffer_size", sharing)
     return Replay(layout, action_dim, env.num_envs, slots, env.device, cfg.gamma, cfg.n_step)

@@ -41,6 +41,11 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def local_processes() -> int:
+    """Processes of the group on this machine, as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def _tensor_bytes(tensor: torch.Tensor) -> bytes:
     # A copy: memory that numpy has seen cannot be given back by FSDP.
     return tensor.detach().cpu().clone().contiguous().flatten().view(torch.uint8).numpy().tobytes()
@@ -81,6 +86,7 @@ class ParallelContext:
         self.rank: int = accelerator.process_index
         self.world_size: int = accelerator.num_processes
         self.local_rank: int = accelerator.local_process_index
+        self.local_world_size = local_processes()  # of the group, on this machine
         self.is_main: bool = accelerator.is_main_process
         self.device: torch.device = accelerator.device
 
@@ -110,8 +116,7 @@ class ParallelContext:
         backend = ("gloo" if on_cpu else "nccl") if launched else None
         group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=timeout_s))
         ddp = DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        threads = cfg.num_threads if cfg.num_threads > 0 else max(1, available_cores() // local_processes)
+        threads = cfg.num_threads if cfg.num_threads > 0 else max(1, available_cores() // local_processes())
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # else Accelerate picks its own number and warns
         accelerator = Accelerator(
             cpu=on_cpu,

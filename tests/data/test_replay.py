@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl.data.free_memory import require_memory
 from rl.data.replay import Replay
-from rl.data.replay_layout import Entry, layout_of, replay_bytes, require_memory
+from rl.data.replay_layout import Entry, layout_of, replay_bytes
 from rl.types import VectorStep
 
 VECTOR = {"": Entry((2,), torch.float32, torch.float32)}

@@ -201,6 +201,20 @@ def test_a_replay_larger_than_memory_is_refused_with_bytes_and_flag(make: Make) 
         make(config(buffer_size=10**12))
 
 
+def test_the_replays_of_all_processes_of_a_machine_have_to_fit(
+    make: Make, world: ParallelContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slot of PointEnv is 4 x 4 bytes of observation, 2 x 4 of action, 4 of reward, 2 of flags and 8 of indices;
+    4 environments have 101 each of them."""
+    needed = 38 * 101 * 4
+    monkeypatch.setattr("rl.data.free_memory.free_bytes", lambda device: 2 * needed)
+    world.local_world_size = 2
+    make(config())
+    world.local_world_size = 3
+    with pytest.raises(ValueError, match=rf"needs {3 * needed} bytes on cpu \({needed} for each of 3 processes"):
+        make(config())
+
+
 def test_an_unknown_algorithm_names_the_known_ones(make: Make) -> None:
     with pytest.raises(ValueError, match="'ppo' does not learn from replay; there are sac, fastsac, dit"):
         make(name="ppo")
