@@ -16,6 +16,7 @@ from rl.training.gpu import setup_sapien_gpu
 from rl.training.logging_setup import setup_logging
 from rl.training.loop import Loop, Pace, Phase
 from rl.training.loss_spikes import SpikeWatch
+from rl.training.metrics_log import check_board
 from rl.training.model_setup import check_model_files
 from rl.training.parallel_utils import ParallelContext
 from rl.training.preemption import StopFlag
@@ -40,6 +41,7 @@ def run_phase(
     `pace`: when to save and write, default that of `training`. `finish(phase, run)` is called when `total` is reached.
     """
     cfg = args.config
+    check_board(cfg.logging)
     check(cfg, args.arch)
     stop = StopFlag()
     stop.install()

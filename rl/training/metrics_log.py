@@ -4,6 +4,7 @@ Rank 0 only.
 """
 
 import hashlib
+import importlib.util
 import json
 import logging
 import math
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rl.config import LoggingConfig
 from rl.training.atomic_io import write_atomic
 
 log = logging.getLogger(__name__)
@@ -34,6 +36,15 @@ def truncate_jsonl(path: Path, unit: str, last_step: int) -> int:
             kept.append(line)
     write_atomic(path, "".join(f"{line}\n" for line in kept))
     return len(lines) - len(kept)
+
+
+def check_board(cfg: LoggingConfig) -> None:
+    """Raises ValueError when the package of the view that is asked for is not installed."""
+    if cfg.wandb and importlib.util.find_spec("wandb") is None:
+        raise ValueError(
+            "logging.wandb=true (train.sh rl: --logger wandb) needs the package wandb, which is not installed; "
+            "`pip install wandb`, or leave it out"
+        )
 
 
 class WandbBoard:

@@ -28,6 +28,7 @@ from rl.training.config_drift import check_drift
 from rl.training.errors import EXIT_CRASH, EXIT_OK, EXIT_PREEMPTED, Preempted
 from rl.training.evaluation.loading import weights_of
 from rl.training.logging_setup import setup_logging
+from rl.training.metrics_log import check_board
 from rl.training.model_setup import check_model_files
 from rl.training.preemption import STOP_SIGNALS
 from rl.training.report import write_report
@@ -78,6 +79,7 @@ class Pipeline:
         self.times_file = self.path / "times.json"
         check_available(self.phases)
         self._check_settings()
+        check_board(self.cfg.logging)
         self._check_predecessors()
         self._check_directory()
 

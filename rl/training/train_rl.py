@@ -1,6 +1,5 @@
 """`train.sh rl`: any task by its id."""
 
-import importlib.util
 import os
 
 from rl.config import MetricsLogger
@@ -17,8 +16,6 @@ def main(args: cli.Args) -> None:
     if args.config.rl.distributed and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         raise ValueError("--distributed needs several processes: bash train.sh rl NUM_PROCESSES --distributed ...")
     if args.config.rl.logger is MetricsLogger.wandb:
-        if importlib.util.find_spec("wandb") is None:
-            raise ValueError("--logger wandb: the package is not installed; `pip install wandb`, or leave it out")
         args.config.logging.wandb = True
     train(args)
 
