@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from rl.algorithms import ppo_losses as L
 from rl.algorithms.compiled import compiled
+from rl.algorithms.ppo_minibatches import minibatch_sizes
 from rl.algorithms.ppo_rollout import Batch
 from rl.config import (
     AdvantageNorm,
@@ -24,7 +25,7 @@ from rl.config import (
     PPOConfig,
     ValueLoss,
 )
-from rl.data.rollout import fixed_sizes, minibatch_indices, tree_flat, tree_index
+from rl.data.rollout import minibatch_indices, tree_flat, tree_index
 from rl.models.actor_critic import ActorCritic, Evaluation
 from rl.models.recurrent import State
 from rl.types import TensorTree
@@ -173,14 +174,9 @@ class PPO:
     def _epochs(self, batch: Batch) -> Iterator[Iterable[Minibatch]]:
         cfg = self.cfg
         T, E = batch.logp.shape
-        by_environment = cfg.minibatches is Minibatches.by_environment
-        rows = E if by_environment else T * E
-        size = max(1, cfg.minibatch_size // T) if by_environment else cfg.minibatch_size
-        if cfg.minibatch_size == 0:
-            size = rows // cfg.num_minibatches
-        sizes = fixed_sizes(rows, size, drop_last=cfg.minibatch_size == 0)
-        kind = Minibatches.contiguous if size >= rows else cfg.minibatches  # one whole batch needs no order
-        take = self._take_environments if by_environment else self._take_rows
+        rows, sizes = minibatch_sizes(cfg, T, E, self.micro_batches)
+        kind = Minibatches.contiguous if sizes[0] >= rows else cfg.minibatches  # one whole batch needs no order
+        take = self._take_environments if cfg.minibatches is Minibatches.by_environment else self._take_rows
         kept: tuple[list[Tensor], list[Minibatch]] | None = None
         repeats = cfg.minibatches in (Minibatches.one_permutation, Minibatches.contiguous)
         for indices in minibatch_indices(kind, rows, sizes, cfg.n_epochs, self.generator):
@@ -300,13 +296,6 @@ class PPO:
         return everywhere.clamp_min(1e-8).to(m.logp.dtype)
 
     def _micro(self, m: Minibatch) -> list[Minibatch]:
-        if m.begins is not None:
-            raise ValueError("training.gradient_accumulation_steps above 1 does not go with ppo.network.lstm")
-        if len(m.logp) < self.micro_batches:
-            raise ValueError(
-                f"a minibatch of {len(m.logp)} rows cannot be cut into {self.micro_batches} micro-batches; lower "
-                "training.gradient_accumulation_steps"
-            )
         pieces = torch.arange(len(m.logp), device=m.logp.device).tensor_split(self.micro_batches)
         flat: dict[str, Any] = {k: x for k, x in m._asdict().items() if isinstance(x, Tensor) and k != "observation"}
         return [

@@ -37,6 +37,7 @@ def compare(args: cli.Args, train: Callable[[cli.Args], None]) -> None:
     # All command lines, and what is there, are checked before the first run begins.
     runs = [_single(args, algorithm, seed, folder) for algorithm in rl_config.ALGORITHMS for seed in seeds]
     for single in runs:
+        policies.check_settings(single.config, "arm")
         if policy_results.read(single.output_dir) is not None:
             _check_same(single)
     results = []

@@ -131,7 +131,8 @@ FLAGS = (
          "read by train.sh"),
     Flag("--mixed_precision", (*_RUN, "pipeline", "plan"), "no, bf16 or fp16", {"*": "training.mixed_precision"},
          metavar="KIND"),
-    Flag("--gradient_accumulation_steps", (*_ROLLOUT, *_POLICY), "micro-batches of one update",
+    Flag("--gradient_accumulation_steps", (*_ROLLOUT, *_POLICY), "micro-batches of one update (arm and rl: of "
+         "PPO and A2C only)",
          {"*": "training.gradient_accumulation_steps"}),
     Flag("--device", _ALL, "auto, cpu or cuda", {"*": "training.device"}, metavar="NAME"),
     Flag("--seed", _ALL, "seed of everything random",

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from rl import config as rl_config
 from rl.algorithms.diffusion import DiffusionNetworks, SingleDraw
+from rl.algorithms.ppo_minibatches import minibatch_sizes
 from rl.config import BLOCKS, Config, Isolation
 from rl.envs import registry
 from rl.envs.registry import TaskOptions
@@ -51,6 +52,18 @@ def steps_per_iteration(cfg: Config, run: str, world_size: int) -> int:
     block = settings(cfg, run)
     on_policy = BLOCKS[rl_config.policy_run(cfg, run).algorithm] == "ppo"
     return (block.n_steps if on_policy else block.vector_steps) * block.num_envs * world_size
+
+
+def check_settings(cfg: Config, run: str) -> None:
+    """What the configuration alone gives away about the updates of `run`. Raises ValueError naming the key."""
+    algorithm, micro_batches = rl_config.policy_run(cfg, run).algorithm, cfg.training.gradient_accumulation_steps
+    if BLOCKS[algorithm] == "ppo":
+        minibatch_sizes(cfg.ppo, cfg.ppo.n_steps, cfg.ppo.num_envs, micro_batches)
+    elif micro_batches > 1:
+        raise ValueError(
+            f"--gradient_accumulation_steps (training.gradient_accumulation_steps) is {micro_batches}, but {algorithm} "
+            f"takes every batch whole; leave it out, or lower {BLOCKS[algorithm]}.batch_size"
+        )
 
 
 def prefer_small_machine(cfg: Config, run: str) -> None:

@@ -23,6 +23,7 @@ def train(args: cli.Args) -> None:
         if name is not None:
             check_run_name(name)
     registry.check_task(rl_config.task_of(cfg, run))
+    policies.check_settings(cfg, run)
     if block.export:
         policies.check_exportable(cfg, run)
     policies.prefer_small_machine(cfg, run)

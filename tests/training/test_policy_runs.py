@@ -157,6 +157,24 @@ def test_runs_are_placed_by_task_and_name() -> None:
         ),
         ("rl", "PPO", ["--distributed"], "bash train.sh rl NUM_PROCESSES"),
         ("rl", "PPO", ["rl.headless=false"], r"rl.headless=false.* train.sh play --checkpoint RUN --video"),
+        *(
+            ("arm", name, ["--gradient_accumulation_steps", "2"], rf"--gradient_accumulation_steps .* is 2, but {name}")
+            for name in ("SAC", "FASTSAC", "DIT")
+        ),
+        ("arm", "PPO", ["--compare", "--gradient_accumulation_steps", "2"], "is 2, but SAC takes every batch whole"),
+        (
+            "arm",
+            "PPO",
+            ["--gradient_accumulation_steps", "2", "ppo.network.lstm=8", "ppo.minibatches=by_environment"],
+            "gradient_accumulation_steps above 1 does not go with ppo.network.lstm",
+        ),
+        ("arm", "A2C", ["ppo.num_minibatches=17"], "16 rows give no minibatch of 0; lower ppo.num_minibatches"),
+        (
+            "arm",
+            "PPO",
+            ["--gradient_accumulation_steps", "3", "ppo.minibatch_size=126"],
+            "a minibatch of 2 rows cannot be cut into 3 micro-batches",
+        ),
     ],
 )
 def test_a_wrong_run_is_refused_and_leaves_nothing(
