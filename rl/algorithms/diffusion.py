@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rl.algorithms.guarded_step import Total, guarded_step
 from rl.algorithms.replay_learner import ReplayLearner, ReplayNetworks
-from rl.config import ActorReduce, DiffusionConfig, TargetReduce
+from rl.config import ActorReduce, DiffusionConfig, TargetReduce, check_diffusion
 from rl.data.replay import ReplayBatch
 from rl.models.ddpm import Diffusion
 from rl.models.dit import DiffusionTransformer, repeat
@@ -110,7 +110,7 @@ class DiffusionPolicy(ReplayLearner):
         total: Total | None = None, world_size: int = 1,
     ) -> None:  # fmt: skip
         """For the rest see `ReplayLearner`. Raises ValueError for settings nothing can train with."""
-        check(cfg)
+        check_diffusion(cfg)
         self.cfg, device = cfg, torch.device(device)
         self.networks = nets = DiffusionNetworks(cfg, observation_space, action_dim, device).to(device)
         critic = [*nets.critic.parameters(), *nets.features.parameters()]
@@ -255,19 +255,3 @@ class DiffusionPolicy(ReplayLearner):
     def load_state_dict(self, state: dict[str, object]) -> None:
         super().load_state_dict(state)
         self.progress = cast(float, state["progress"])
-
-
-def check(cfg: DiffusionConfig) -> None:
-    """Raises ValueError naming the key that no run can use."""
-    for name, value, low, high in [
-        ("denoising_steps", cfg.denoising_steps, 2, 1000), ("gamma", cfg.gamma, 0, 1), ("tau", cfg.tau, 0, 1),
-        ("ema_tau", cfg.ema_tau, 0, 1), ("actor_delay", cfg.actor_delay, 1, 1000), ("n_step", cfg.n_step, 1, 1000),
-        ("train_samples", cfg.train_samples, 1 if cfg.nearby_samples else 2, 1000),
-        ("nearby_samples", cfg.nearby_samples, 0, 1000), ("train_passes", cfg.train_passes, 1, cfg.denoising_steps),
-        ("act_samples", cfg.act_samples, 1, 1000), ("eval_samples", cfg.eval_samples, 1, 1000),
-        ("entropy_actions", cfg.entropy_actions, 0, 1000), ("noise_share", cfg.noise_share, 1e-6, 1),
-        ("actor_batch_size", cfg.actor_batch_size, 1, cfg.batch_size), ("num_envs", cfg.num_envs, 1, 10**6),
-        ("updates_per_step", cfg.updates_per_step, 0, 10_000), ("vector_steps", cfg.vector_steps, 1, 100_000),
-    ]:  # fmt: skip
-        if not low <= value <= high:
-            raise ValueError(f"diffusion.{name} is {value}; it must lie between {low} and {high}")

@@ -15,7 +15,17 @@ from rl.algorithms.compiled import compiled
 from rl.algorithms.flat_parameters import FlatParameters
 from rl.algorithms.guarded_step import Stepped, Total, step_with
 from rl.algorithms.replay_learner import ReplayLearner, ReplayNetworks
-from rl.config import ActorReduce, AlphaOn, CriticHead, LogStdMode, NetworkNorm, SACConfig, SACOptimizer, TargetReduce
+from rl.config import (
+    ActorReduce,
+    AlphaOn,
+    CriticHead,
+    LogStdMode,
+    NetworkNorm,
+    SACConfig,
+    SACOptimizer,
+    TargetReduce,
+    check_sac,
+)
 from rl.data.replay import ReplayBatch
 from rl.models.features import Features
 from rl.models.q_networks import CriticEnsemble, Value
@@ -82,7 +92,7 @@ class SAC(ReplayLearner):
         total: Total | None = None, world_size: int = 1,
     ) -> None:  # fmt: skip
         """For the rest see `ReplayLearner`. Raises ValueError for settings nothing can train with."""
-        check(cfg)
+        check_sac(cfg)
         self.cfg, device = cfg, torch.device(device)
         self.networks = nets = SACNetworks(cfg, observation_space, action_dim).to(device)
         ratio = -cfg.target_entropy_ratio * action_dim
@@ -214,22 +224,3 @@ class SAC(ReplayLearner):
                 "lower sac.reward_scale, or widen sac.network.v_min and v_max"
             )
         return None
-
-
-def check(cfg: SACConfig) -> None:
-    """Raises ValueError naming the key that no run can use."""
-    net = cfg.network
-    for name, value, low, high in [
-        ("gamma", cfg.gamma, 0, 1), ("tau", cfg.tau, 0, 1), ("lr_final_fraction", cfg.lr_final_fraction, 0, 1),
-        ("n_step", cfg.n_step, 1, 1000), ("policy_delay", cfg.policy_delay, 1, 1000),
-        ("updates_per_step", cfg.updates_per_step, 0, 10_000), ("vector_steps", cfg.vector_steps, 1, 100_000),
-        ("batch_size", cfg.batch_size, 1, 10**7), ("network.num_critics", net.num_critics, 1, 100),
-        ("network.num_atoms", net.num_atoms, 2, 10_001), ("alpha_init", cfg.alpha_init, 1e-9, 1e9),
-        ("num_envs", cfg.num_envs, 1, 10**6),
-    ]:  # fmt: skip
-        if not low <= value <= high:
-            raise ValueError(f"sac.{name} is {value}; it must lie between {low} and {high}")
-    if net.v_min >= net.v_max or net.log_std_min >= net.log_std_max:
-        raise ValueError("sac.network: v_min must lie below v_max, and log_std_min below log_std_max")
-    if not net.actor_hidden or not net.critic_hidden:
-        raise ValueError("sac.network.actor_hidden and critic_hidden need at least one layer")

@@ -17,7 +17,7 @@ from rl.config.adversarial import (
 from rl.config.arm import ArmConfig
 from rl.config.checkpoint import CheckpointConfig, SaveFailure
 from rl.config.compiling import CompileMode
-from rl.config.diffusion import DiffusionConfig, DiffusionNetworkConfig
+from rl.config.diffusion import DiffusionConfig, DiffusionNetworkConfig, check_diffusion
 from rl.config.evaluation import HELD_OUT_SEED, ActingPolicy, EvaluationConfig
 from rl.config.gr00t import GR00TConfig
 from rl.config.isaaclab import IsaacLabConfig
@@ -81,6 +81,7 @@ from rl.config.sac import (
     SACNetworkConfig,
     SACOptimizer,
     TargetReduce,
+    check_sac,
 )
 from rl.config.student import (
     DivergenceSign,
@@ -184,7 +185,9 @@ __all__ = [
     "as_config",
     "as_node",
     "check_adversarial",
+    "check_diffusion",
     "check_explorer",
+    "check_sac",
     "environment_from_dict",
     "fingerprint",
     "load",

@@ -1,8 +1,9 @@
 """Diffusion-transformer policy trained online from replay: Q-weighted variational policy optimisation (QVPO)."""
 
 from dataclasses import dataclass, field
+from math import inf
 
-from rl.config.off_policy import OffPolicyConfig
+from rl.config.off_policy import SMALL, OffPolicyConfig, check_off_policy, require_ranges
 from rl.config.sac import ActorReduce, TargetReduce
 
 
@@ -60,3 +61,29 @@ class DiffusionConfig(OffPolicyConfig):
     obs_norm: bool = False
     obs_norm_eps: float = 1e-2
     network: DiffusionNetworkConfig = field(default_factory=DiffusionNetworkConfig)
+
+
+def check_diffusion(cfg: DiffusionConfig) -> None:
+    """Raises ValueError naming the key that no run can use."""
+    check_off_policy("diffusion", cfg)
+    net = cfg.network
+    require_ranges("diffusion", [
+        ("denoising_steps", cfg.denoising_steps, 2, 1000), ("actor_lr", cfg.actor_lr, 0, inf),
+        ("critic_lr", cfg.critic_lr, 0, inf), ("lr_final_fraction", cfg.lr_final_fraction, 0, 1),
+        ("max_grad_norm", cfg.max_grad_norm, 0, inf), ("tau", cfg.tau, 0, 1), ("ema_tau", cfg.ema_tau, 0, 1),
+        ("reward_scale", cfg.reward_scale, SMALL, inf), ("actor_delay", cfg.actor_delay, 1, 1000),
+        ("actor_batch_size", cfg.actor_batch_size, 1, cfg.batch_size),
+        ("train_samples", cfg.train_samples, 1 if cfg.nearby_samples else 2, 1000),
+        ("train_passes", cfg.train_passes, 1, cfg.denoising_steps), ("nearby_samples", cfg.nearby_samples, 0, 1000),
+        ("nearby_noise", cfg.nearby_noise, 0, inf), ("nearby_noise_final", cfg.nearby_noise_final, 0, inf),
+        ("act_samples", cfg.act_samples, 1, 1000), ("eval_samples", cfg.eval_samples, 1, 1000),
+        ("entropy_weight", cfg.entropy_weight, 0, inf), ("entropy_weight_final", cfg.entropy_weight_final, 0, inf),
+        ("entropy_actions", cfg.entropy_actions, 0, 1000), ("noise", cfg.noise, 0, inf),
+        ("noise_final", cfg.noise_final, 0, inf), ("noise_share", cfg.noise_share, 1e-6, 1),
+        ("obs_norm_eps", cfg.obs_norm_eps, SMALL, inf), ("network.width", net.width, 1, inf),
+        ("network.num_blocks", net.num_blocks, 1, inf), ("network.num_heads", net.num_heads, 1, inf),
+        ("network.mlp_ratio", net.mlp_ratio, 1, inf), ("network.state_tokens", net.state_tokens, 1, inf),
+        ("network.action_tokens", net.action_tokens, 1, inf), ("network.num_critics", net.num_critics, 1, 100),
+        ("network.picture_features", net.picture_features, 1, inf),
+        *(("network.critic_hidden", width, 1, inf) for width in net.critic_hidden),
+    ])  # fmt: skip

@@ -136,6 +136,8 @@ class PPOConfig:
             ("num_minibatches", self.num_minibatches, 1),
             ("minibatch_size", self.minibatch_size, 0),
             ("network.lstm", self.network.lstm, 0),
+            ("network.cnn_width", self.network.cnn_width, 1),
+            *(("network.hidden", width, 1) for width in self.network.hidden),
         ]:
             if value < least:
                 raise ValueError(f"ppo.{name} is {value}; it must be at least {least}")
@@ -144,7 +146,9 @@ class PPOConfig:
                 "ppo.minibatch_size and ppo.num_minibatches are both set; set minibatch_size to 0 or "
                 "num_minibatches to 1"
             )
-        for name, share in [("gamma", self.gamma), ("gae_lambda", self.gae_lambda)]:
+        for name, share in [
+            ("gamma", self.gamma), ("gae_lambda", self.gae_lambda), ("rmsprop_alpha", self.rmsprop_alpha),
+        ]:  # fmt: skip
             if not 0 <= share <= 1:
                 raise ValueError(f"ppo.{name} is {share}; it must lie between 0 and 1")
         for name, number in [
@@ -152,9 +156,30 @@ class PPOConfig:
             ("learning_rate", self.learning_rate),
             ("network.init_std", self.network.init_std),
             ("max_grad_norm", self.max_grad_norm),
+            ("value_clip", self.value_clip),
+            ("kl_stop", self.kl_stop),
+            ("desired_kl", self.desired_kl),
+            ("min_learning_rate", self.min_learning_rate),
+            ("observation_norm_eps", self.observation_norm_eps),
+            ("observation_clip", self.observation_clip),
+            ("reward_clip", self.reward_clip),
         ]:
-            if number <= 0:
+            if number is not None and not number > 0:
                 raise ValueError(f"ppo.{name} is {number}; it must be positive")
+        for name, factor in [
+            ("value_coef", self.value_coef),
+            ("entropy_coef", self.entropy_coef),
+            ("optimizer_eps", self.optimizer_eps),
+            ("final_lr_fraction", self.final_lr_fraction),
+            ("clip_range_final_fraction", self.clip_range_final_fraction),
+        ]:
+            if not factor >= 0:
+                raise ValueError(f"ppo.{name} is {factor}; it must not be negative")
+        if not self.min_learning_rate <= self.max_learning_rate:
+            raise ValueError(
+                f"ppo.min_learning_rate {self.min_learning_rate} lies above ppo.max_learning_rate "
+                f"{self.max_learning_rate}"
+            )
         if self.network.lstm and self.minibatches is not Minibatches.by_environment:
             raise ValueError("ppo.network.lstm needs rows in time order; set ppo.minibatches=by_environment")
         if self.grad_clip is GradClip.separate and (self.network.shared or self.network.lstm):

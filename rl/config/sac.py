@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 
 from rl.config.compiling import CompileMode
-from rl.config.off_policy import OffPolicyConfig
+from rl.config.off_policy import SMALL, OffPolicyConfig, check_off_policy, require_ranges
 
 
 class CriticHead(StrEnum):
@@ -86,3 +87,24 @@ class SACConfig(OffPolicyConfig):
     compile: bool = False  # torch.compile of losses and their gradients
     compile_mode: CompileMode = CompileMode.kernels  # kernels | cuda_graphs (on a GPU)
     network: SACNetworkConfig = field(default_factory=SACNetworkConfig)
+
+
+def check_sac(cfg: SACConfig) -> None:
+    """Raises ValueError naming the key that no run can use."""
+    check_off_policy("sac", cfg)
+    net = cfg.network
+    if not net.actor_hidden or not net.critic_hidden:
+        raise ValueError("sac.network.actor_hidden and critic_hidden need at least one layer")
+    require_ranges("sac", [
+        ("tau", cfg.tau, 0, 1), ("policy_delay", cfg.policy_delay, 1, 1000), ("alpha_init", cfg.alpha_init, 1e-9, 1e9),
+        ("actor_lr", cfg.actor_lr, 0, inf), ("critic_lr", cfg.critic_lr, 0, inf), ("alpha_lr", cfg.alpha_lr, 0, inf),
+        ("lr_final_fraction", cfg.lr_final_fraction, 0, 1), ("beta1", cfg.beta1, 0, 1 - SMALL),
+        ("beta2", cfg.beta2, 0, 1 - SMALL), ("weight_decay", cfg.weight_decay, 0, inf),
+        ("max_grad_norm", cfg.max_grad_norm, 0, inf), ("obs_norm_eps", cfg.obs_norm_eps, SMALL, inf),
+        ("reward_scale", cfg.reward_scale, SMALL, inf), ("network.num_critics", net.num_critics, 1, 100),
+        ("network.num_atoms", net.num_atoms, 2, 10_001), ("network.picture_features", net.picture_features, 1, inf),
+        *(("network.actor_hidden", width, 1, inf) for width in net.actor_hidden),
+        *(("network.critic_hidden", width, 1, inf) for width in net.critic_hidden),
+    ])  # fmt: skip
+    if not (net.v_min < net.v_max and net.log_std_min < net.log_std_max):
+        raise ValueError("sac.network: v_min must lie below v_max, and log_std_min below log_std_max")

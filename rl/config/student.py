@@ -99,13 +99,16 @@ def check_explorer(student: StudentConfig) -> None:
     ]:
         if count < least:
             raise ValueError(f"student.{name} is {count}; it must be at least {least}")
-    for name, value in [
+    for name, number in [
         ("learning_rate", student.learning_rate), ("value_learning_rate", student.value_learning_rate),
         ("flow.noise_level", f.noise_level), ("rewards.clip", r.clip), ("ppo.clip_range", p.clip_range),
-        ("flow.min_std", f.min_std),
+        ("flow.min_std", f.min_std), ("ppo.value_clip", p.value_clip), ("ppo.kl_stop", p.kl_stop),
     ]:  # fmt: skip
-        if value <= 0:
-            raise ValueError(f"student.{name} is {value}; it must be positive")
+        if number is not None and not number > 0:
+            raise ValueError(f"student.{name} is {number}; it must be positive")
+    for name, value in [("value_coef", p.value_coef), ("entropy_coef", p.entropy_coef)]:
+        if not value >= 0:
+            raise ValueError(f"student.ppo.{name} is {value}; it must not be negative")
     if f.max_std < f.min_std:
         raise ValueError(f"student.flow.max_std {f.max_std} lies below student.flow.min_std {f.min_std}")
     for name, value in [("gamma", p.gamma), ("gae_lambda", p.gae_lambda)]:

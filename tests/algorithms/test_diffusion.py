@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from rl.algorithms.diffusion import DiffusionPolicy, check, chosen
+from rl.algorithms.diffusion import DiffusionPolicy, chosen
 from rl.algorithms.guarded_step import guarded_step
-from rl.config import ActorReduce, DiffusionConfig, DiffusionNetworkConfig, TargetReduce
+from rl.config import ActorReduce, DiffusionConfig, DiffusionNetworkConfig, TargetReduce, check_diffusion
 from rl.data.replay import ReplayBatch
 
 OBS, ACT, B = 3, 2, 16
@@ -198,8 +198,13 @@ def test_the_policy_moves_to_where_the_critic_is_high() -> None:
         ({"train_samples": 1}, r"diffusion\.train_samples is 1; it must lie between 2 and 1000"),
         ({"train_passes": 11}, r"diffusion\.train_passes is 11; it must lie between 1 and 10"),
         ({"actor_batch_size": 64, "batch_size": 32}, r"diffusion\.actor_batch_size is 64; .* between 1 and 32"),
+        ({"batch_size": 0}, r"diffusion\.batch_size is 0; it must lie between 1"),
+        ({"actor_lr": -1e-3}, r"diffusion\.actor_lr is -0\.001"),
+        ({"noise": -0.1}, r"diffusion\.noise is -0\.1"),
+        ({"network": DiffusionNetworkConfig(num_heads=0)}, r"diffusion\.network\.num_heads is 0"),
+        ({"network": DiffusionNetworkConfig(critic_hidden=[32, 0])}, r"diffusion\.network\.critic_hidden is 0"),
     ],
 )
 def test_settings_that_no_run_can_use_are_refused_by_key(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check(DiffusionConfig(**changes))
+        check_diffusion(DiffusionConfig(**changes))

@@ -219,6 +219,17 @@ def test_it_learns_to_keep_the_walk_near_zero() -> None:
         ("ppo.num_minibatches=4", "both set"),
         ("ppo.network.lstm=8", "by_environment"),
         ("ppo.learning_rate=0", "must be positive"),
+        ("ppo.value_clip=-0.2", r"ppo\.value_clip is -0\.2; it must be positive"),
+        ("ppo.kl_stop=-0.1", r"ppo\.kl_stop is -0\.1; it must be positive"),
+        ("ppo.kl_stop=.nan", r"ppo\.kl_stop is nan"),
+        ("ppo.observation_clip=0", r"ppo\.observation_clip is 0"),
+        ("ppo.observation_norm_eps=0", r"ppo\.observation_norm_eps"),
+        ("ppo.entropy_coef=-0.01", r"ppo\.entropy_coef is -0\.01; it must not be negative"),
+        ("ppo.clip_range_final_fraction=-1", r"ppo\.clip_range_final_fraction"),
+        ("ppo.final_lr_fraction=-1", r"ppo\.final_lr_fraction"),
+        ("ppo.rmsprop_alpha=2", r"ppo\.rmsprop_alpha is 2\.0; it must lie between 0 and 1"),
+        ("ppo.min_learning_rate=1", "ppo.min_learning_rate 1.0 lies above ppo.max_learning_rate 0.01"),
+        ("ppo.network.hidden=[64,0]", r"ppo\.network\.hidden is 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(override: str, message: str) -> None:

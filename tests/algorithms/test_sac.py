@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl.algorithms.sac import SAC, check
+from rl.algorithms.sac import SAC
 from rl.config import (
     ActorReduce,
     AlphaOn,
@@ -19,6 +19,7 @@ from rl.config import (
     SACNetworkConfig,
     SACOptimizer,
     TargetReduce,
+    check_sac,
 )  # fmt: skip
 from rl.data.replay import ReplayBatch
 
@@ -306,9 +307,19 @@ def test_bfloat16_autocast_stays_near_float32() -> None:
     [
         ({"gamma": 1.5}, r"sac\.gamma is 1\.5; it must lie between 0 and 1"),
         ({"policy_delay": 0}, r"sac\.policy_delay is 0"),
+        ({"batch_size": 0}, r"sac\.batch_size is 0; it must lie between 1"),
+        ({"learning_starts": -1}, r"sac\.learning_starts is -1"),
+        ({"random_shift": -1}, r"sac\.random_shift is -1"),
+        ({"critic_lr": -1e-3}, r"sac\.critic_lr is -0\.001"),
+        ({"beta2": 1.0}, r"sac\.beta2 is 1\.0"),
+        ({"max_grad_norm": -1.0}, r"sac\.max_grad_norm is -1\.0"),
+        ({"obs_norm_eps": 0.0}, r"sac\.obs_norm_eps is 0\.0"),
+        ({"reward_scale": float("nan")}, r"sac\.reward_scale is nan"),
+        ({"network": {"picture_features": 0}}, r"sac\.network\.picture_features is 0"),
+        ({"network": {"v_min": float("nan")}}, "v_min must lie below v_max"),
         ({"network": {"v_min": 1.0, "v_max": 1.0}}, "v_min must lie below v_max"),
     ],
 )
 def test_settings_that_no_run_can_use_are_refused_by_key(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check(small(**changes))
+        check_sac(small(**changes))
