@@ -1,5 +1,6 @@
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -10,12 +11,17 @@ from gymnasium.vector import AutoresetMode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rl.config import SupervisionConfig
 from rl.data.returns import gae
 from rl.envs.gymnasium_adapter import GymnasiumEnv
+from rl.envs.vector import VectorEnv
+from rl.sims.isaaclab import IsaacLabEnv
 from rl.types import VectorStep
 from tests.envs.counter_env import CounterEnv
+from tests.sims.fake_isaaclab import IsaacCounters
 
 MODES = list(AutoresetMode)
+Adapter = Callable[[list[int], list[str]], VectorEnv]  # from lengths and kinds of episodes to E environments
 KINDS = st.lists(st.sampled_from(["terminated", "truncated", "terminated and truncated"]), min_size=1, max_size=4)
 LENGTHS = st.lists(st.integers(1, 5), min_size=1, max_size=4)
 E = 3
@@ -32,12 +38,36 @@ def counters(lengths: list[int], kinds: list[str], as_dict: bool = False) -> Cal
     return make
 
 
+@pytest.fixture(scope="module")
+def adapters() -> Iterator[dict[str, Adapter]]:
+    """Everything through which environments that reset themselves are seen, by name."""
+    remote = GymnasiumEnv(partial(CounterEnv, [1], ["terminated"]), E, processes=SupervisionConfig())
+
+    def in_processes(lengths: list[int], kinds: list[str]) -> VectorEnv:
+        """Processes are slow to start: always the same, with other episodes."""
+        make = counters(lengths, kinds)
+        wanted = [make() for _ in range(E)]
+        for name in ("lengths", "kinds", "index", "episode"):
+            remote._envs.set_attr(name, [getattr(env, name) for env in wanted])
+        return remote
+
+    yield {
+        **{
+            mode.name: lambda lengths, kinds, m=mode: GymnasiumEnv(counters(lengths, kinds), E, autoreset=m)
+            for mode in MODES
+        },
+        "processes": in_processes,
+        "Isaac Lab": lambda lengths, kinds: IsaacLabEnv(IsaacCounters(counters(lengths, kinds), E), 1.0, False, 0),
+    }
+    remote.close()
+
+
 def act(observation: torch.Tensor) -> torch.Tensor:
     """A function of the observation, so that the same transitions follow in every mode."""
     return torch.sin(observation.sum(1, keepdim=True)).float()
 
 
-def play(env: GymnasiumEnv, steps: int) -> list[tuple[torch.Tensor, torch.Tensor, VectorStep]]:
+def play(env: VectorEnv, steps: int) -> list[tuple[torch.Tensor, torch.Tensor, VectorStep]]:
     observation, rows = env.reset(), []
     for _ in range(steps):
         assert isinstance(observation, torch.Tensor)
@@ -62,13 +92,15 @@ def transitions(rows: list[tuple[torch.Tensor, torch.Tensor, VectorStep]], env: 
 
 @settings(max_examples=30, deadline=None)
 @given(lengths=LENGTHS, kinds=KINDS)
-def test_every_autoreset_mode_gives_the_same_transitions(lengths: list[int], kinds: list[str]) -> None:
-    played = {m: play(GymnasiumEnv(counters(lengths, kinds), E, autoreset=m), 24) for m in MODES}
+def test_every_kind_of_autoreset_gives_the_same_transitions(
+    adapters: dict[str, Adapter], lengths: list[int], kinds: list[str]
+) -> None:
+    played = {name: play(make(lengths, kinds), 24) for name, make in adapters.items()}
     for i in range(E):
-        same_step = transitions(played[AutoresetMode.SAME_STEP], i, 12)
+        same_step = transitions(played["SAME_STEP"], i, 12)
         assert len(same_step) == 12
-        for mode in MODES:
-            assert transitions(played[mode], i, 12) == same_step
+        for name, rows in played.items():
+            assert transitions(rows, i, 12) == same_step, name
         expected = by_hand(lengths[i % len(lengths) :] + lengths[: i % len(lengths)], kinds, i, 12)
         np.testing.assert_allclose(same_step, expected, atol=1e-5)
 
@@ -95,13 +127,13 @@ def value(observation: torch.Tensor) -> torch.Tensor:
 
 @settings(max_examples=30, deadline=None)
 @given(lengths=LENGTHS, kinds=KINDS, gamma=st.floats(0.5, 1.0), lam=st.floats(0.0, 1.0))
-def test_every_autoreset_mode_gives_the_same_advantages(
-    lengths: list[int], kinds: list[str], gamma: float, lam: float
+def test_every_kind_of_autoreset_gives_the_same_advantages(
+    adapters: dict[str, Adapter], lengths: list[int], kinds: list[str], gamma: float, lam: float
 ) -> None:
-    """Up to the last episode end that all modes have seen: after it the rollouts stop at different steps."""
-    found = []
-    for mode in MODES:
-        rows = play(GymnasiumEnv(counters(lengths, kinds), E, autoreset=mode), 40)
+    """Up to the last episode end that all have seen: after it the rollouts stop at different steps."""
+    found = {}
+    for name, make in adapters.items():
+        rows = play(make(lengths, kinds), 40)
         steps = [s for _, _, s in rows]
         advantages, _ = gae(
             torch.stack([s.reward for s in steps]).double(),
@@ -118,9 +150,9 @@ def test_every_autoreset_mode_gives_the_same_advantages(
         for i in range(E):
             closed = int(ended[:, i][valid[:, i]][:20].nonzero().max()) + 1  # after the last end within 20 transitions
             own.append(advantages[:, i][valid[:, i]][:closed])
-        found.append(torch.cat(own))
-    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=0)
-    torch.testing.assert_close(found[0], found[2], atol=1e-6, rtol=0)
+        found[name] = torch.cat(own)
+    for name, own_advantages in found.items():
+        torch.testing.assert_close(own_advantages, found["SAME_STEP"], atol=1e-6, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -5,6 +5,7 @@ Environment e counts its steps: the observation is [count, e]. It terminates at 
 cut by time after `limit` steps.
 """
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
+
+from tests.envs.counter_env import CounterEnv
 
 
 class FakeIsaacEnv:
@@ -65,3 +68,41 @@ class FakeIsaacEnv:
 
     def close(self) -> None:
         self.closed += 1
+
+
+class IsaacCounters:
+    """Environments of `CounterEnv` behind the same contract; `make` is called for each of them."""
+
+    def __init__(self, make: Callable[[], CounterEnv], num_envs: int) -> None:
+        self.envs = [make() for _ in range(num_envs)]
+        self.num_envs, self.device, self.step_dt, self.max_episode_length = num_envs, "cpu", 0.02, 10**6
+        self.cfg = SimpleNamespace(is_finite_horizon=False, compute_final_obs=True)
+        box = gym.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        self.single_observation_space = gym.spaces.Dict({"policy": box})
+        self.single_action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self.policy_buf, self.reward_buf = torch.zeros(num_envs, 3), torch.zeros(num_envs)
+        self.terminated_buf, self.truncated_buf = torch.zeros(2, num_envs, dtype=torch.bool).unbind(0)
+        self.extras: dict[str, Any] = {}
+
+    def reset(self, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        for i in range(self.num_envs):
+            self._begin(i)
+        return {"policy": self.policy_buf}, self.extras
+
+    def _begin(self, i: int) -> None:
+        self.policy_buf[i] = torch.from_numpy(self.envs[i].reset()[0])
+
+    def step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Any]]:
+        for i, env in enumerate(self.envs):
+            observation, reward, terminated, truncated, _ = env.step(actions[i].numpy())
+            self.policy_buf[i] = torch.from_numpy(observation)
+            self.reward_buf[i], self.terminated_buf[i], self.truncated_buf[i] = reward, terminated, truncated
+        ended = (self.terminated_buf | self.truncated_buf).nonzero().flatten().tolist()
+        if ended:
+            self.extras["final_obs"] = {"policy": self.policy_buf.clone()}
+        for i in ended:
+            self._begin(i)
+        return {"policy": self.policy_buf}, self.reward_buf, self.terminated_buf, self.truncated_buf, self.extras
+
+    def close(self) -> None:
+        """Nothing to end."""
