@@ -189,11 +189,14 @@ def test_bf16_autocast_keeps_likelihoods_in_float32_and_close_to_full_precision(
         assert lines[0][name] == pytest.approx(lines[1][name], rel=0.05, abs=0.02), name
 
 
-@pytest.mark.slow
-def test_a_compiled_update_equals_the_eager_one() -> None:
-    settings = ("n_steps=16", "minibatch_size=0", "num_minibatches=2", "n_epochs=5")
+@pytest.mark.parametrize(
+    ("iterations", "epochs"),  # of two minibatches
+    [pytest.param(1, 1, id="two-steps"), pytest.param(5, 5, id="fifty-steps", marks=pytest.mark.slow)],
+)
+def test_a_compiled_update_equals_the_eager_one(iterations: int, epochs: int) -> None:
+    settings = ("n_steps=16", "minibatch_size=0", "num_minibatches=2", f"n_epochs={epochs}")
     eager, compiled = learner("rsl_rl", *settings), learner("rsl_rl", *settings, "compile=true")
-    for _ in range(5):  # 50 optimizer steps
+    for _ in range(iterations):
         eager.iterate()
         compiled.iterate()
     torch.testing.assert_close(compiled.parameters(), eager.parameters(), rtol=1e-3, atol=1e-4)

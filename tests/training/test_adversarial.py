@@ -1,6 +1,7 @@
 """`train.sh adversarial` as a whole, with the smallest model: outputs, roles, resume, stop, refusals, modes."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 

@@ -8,7 +8,7 @@ import gymnasium as gym
 import pytest
 import torch
 
-from rl.config import CONFIG_DIR, Config, load, load_model
+from rl.config import CONFIG_DIR, Config, MixedPrecision, load, load_model
 from rl.training.checkpoint import CheckpointManager, open_checkpoint
 from rl.training.errors import NumericalError
 from rl.training.loop import Loop
@@ -71,6 +71,37 @@ def test_one_process_leaves_accelerate_out_and_trains_the_same_model_bit_for_bit
             lines.append(phase.update(i * ROWS))
     assert all(torch.equal(a, b) for a, b in zip(direct.policy.parameters(), prepared.policy.parameters(), strict=True))
     assert all(lines[i][k] == lines[i + 3][k] for i in range(3) for k in ("policy_loss", "value_loss", "grad_norm"))
+
+
+def updated(cfg: Config) -> tuple[torch.Tensor, dict[str, float]]:
+    """Parameters after one update, and what it reported, in a group as the configuration says."""
+    world = ParallelContext.create(cfg.training)
+    phase = OnPolicyPhase(cfg, WalkEnv(E), world, total=99)
+    phase.collect(0)
+    line = phase.update(0.0)
+    world.close()
+    assert {p.dtype for p in phase.policy.parameters()} == {torch.float32}
+    return torch.cat([p.detach().flatten() for p in phase.policy.parameters()]), line
+
+
+def test_micro_batches_accumulate_to_the_update_of_the_whole_minibatch() -> None:
+    whole, cut = config("ppo_reach", "minibatch_size=16"), config("ppo_reach", "minibatch_size=16")
+    cut.training.gradient_accumulation_steps = 2
+    (expected, of_whole), (found, of_cut) = updated(whole), updated(cut)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    for name in ("policy_loss", "value_loss", "grad_norm", "approx_kl"):  # Adam alone would hide a factor of two
+        assert of_cut[name] == pytest.approx(of_whole[name], rel=1e-4, abs=1e-6), name
+    assert of_cut["optimizer_steps"] == of_whole["optimizer_steps"] == 4  # two epochs of two minibatches
+
+
+def test_bf16_keeps_the_parameters_in_float32_and_comes_close_to_full_precision() -> None:
+    full, half = config("ppo_reach", "minibatch_size=16"), config("ppo_reach", "minibatch_size=16")
+    half.training.mixed_precision = MixedPrecision.bf16
+    (expected, of_full), (found, of_half) = updated(full), updated(half)
+    # Adam moves a parameter by about the learning rate a step: these four have hardly gone apart.
+    assert 0 < (found - expected).abs().mean() < 4 * full.ppo.learning_rate
+    for name in ("value_loss", "entropy"):
+        assert of_half[name] != of_full[name] and of_half[name] == pytest.approx(of_full[name], rel=0.05), name
 
 
 def same_model(a: Path, b: Path, step: int) -> bool:

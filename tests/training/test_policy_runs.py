@@ -7,12 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from rl import config as rl_config
 from rl.config import load
 from rl.envs.registry import make_vector_env
 from rl.training import policy_phase, provenance
-from rl.training.checkpoint import load_plain
+from rl.training.checkpoint import load_plain, open_checkpoint
 from rl.training.policies import task_options
 from rl.training.policy_evaluation import Evaluation
 from tests.training import policy_runs
@@ -72,6 +73,17 @@ def test_metrics_name_return_success_losses_entropy_learning_rate_and_memory(ppo
     }  # fmt: skip
     assert any(key.startswith("arm/") and "loss" in key for key in written[0])
     assert any("arm/episode_return" in line and "arm/success_rate" in line for line in written)
+
+
+def test_ppo_takes_mixed_precision_and_accumulation_from_the_command_line(tmp_path: Path) -> None:
+    place, flags = tmp_path / "run", ("--mixed_precision", "bf16", "--gradient_accumulation_steps", "2")
+    assert policy_runs.arm("PPO", place, "--steps", "128", *EVERY, *flags) == 0
+    saved = load(place / "config.yaml").training
+    assert (saved.mixed_precision, saved.gradient_accumulation_steps) == (rl_config.MixedPrecision.bf16, 2)
+    model = open_checkpoint(place / "checkpoint-128").read("model.pt")
+    assert {x.dtype for name, x in model.items() if "norm" not in name} == {torch.float32}
+    (line,) = policy_runs.lines(place)
+    assert all(math.isfinite(line[f"arm/{key}"]) for key in ("policy_loss", "value_loss", "grad_norm"))
 
 
 @pytest.mark.parametrize("algorithm", ["PPO", "FASTSAC"])
