@@ -38,28 +38,32 @@ def counters(lengths: list[int], kinds: list[str], as_dict: bool = False) -> Cal
     return make
 
 
+def in_this_process(mode: AutoresetMode) -> Adapter:
+    return lambda lengths, kinds: GymnasiumEnv(counters(lengths, kinds), E, autoreset=mode)
+
+
+def in_isaac_lab(lengths: list[int], kinds: list[str]) -> VectorEnv:
+    return IsaacLabEnv(IsaacCounters(counters(lengths, kinds), E), action_limit=1.0, random_phase=False, seed=0)
+
+
+SAME_STEP = in_this_process(AutoresetMode.SAME_STEP)
+ADAPTERS = {**{mode.name: in_this_process(mode) for mode in MODES}, "Isaac Lab": in_isaac_lab}
+
+
 @pytest.fixture(scope="module")
-def adapters() -> Iterator[dict[str, Adapter]]:
-    """Everything through which environments that reset themselves are seen, by name."""
-    remote = GymnasiumEnv(partial(CounterEnv, [1], ["terminated"]), E, processes=SupervisionConfig())
+def in_processes() -> Iterator[Adapter]:
+    """Processes are slow to start: always the same, with other episodes."""
+    env = GymnasiumEnv(partial(CounterEnv, [1], ["terminated"]), E, processes=SupervisionConfig())
 
-    def in_processes(lengths: list[int], kinds: list[str]) -> VectorEnv:
-        """Processes are slow to start: always the same, with other episodes."""
-        make = counters(lengths, kinds)
-        wanted = [make() for _ in range(E)]
+    def make(lengths: list[int], kinds: list[str]) -> VectorEnv:
+        make_one = counters(lengths, kinds)
+        wanted = [make_one() for _ in range(E)]
         for name in ("lengths", "kinds", "index", "episode"):
-            remote._envs.set_attr(name, [getattr(env, name) for env in wanted])
-        return remote
+            env._envs.set_attr(name, [getattr(w, name) for w in wanted])
+        return env
 
-    yield {
-        **{
-            mode.name: lambda lengths, kinds, m=mode: GymnasiumEnv(counters(lengths, kinds), E, autoreset=m)
-            for mode in MODES
-        },
-        "processes": in_processes,
-        "Isaac Lab": lambda lengths, kinds: IsaacLabEnv(IsaacCounters(counters(lengths, kinds), E), 1.0, False, 0),
-    }
-    remote.close()
+    yield make
+    env.close()
 
 
 def act(observation: torch.Tensor) -> torch.Tensor:
@@ -90,19 +94,20 @@ def transitions(rows: list[tuple[torch.Tensor, torch.Tensor, VectorStep]], env: 
     return found[:count]
 
 
-@settings(max_examples=30, deadline=None)
-@given(lengths=LENGTHS, kinds=KINDS)
-def test_every_kind_of_autoreset_gives_the_same_transitions(
-    adapters: dict[str, Adapter], lengths: list[int], kinds: list[str]
-) -> None:
+def check_transitions(adapters: dict[str, Adapter], lengths: list[int], kinds: list[str]) -> None:
     played = {name: play(make(lengths, kinds), 24) for name, make in adapters.items()}
     for i in range(E):
+        expected = by_hand(lengths[i % len(lengths) :] + lengths[: i % len(lengths)], kinds, i, 12)
         same_step = transitions(played["SAME_STEP"], i, 12)
-        assert len(same_step) == 12
+        np.testing.assert_allclose(same_step, expected, atol=1e-5)
         for name, rows in played.items():
             assert transitions(rows, i, 12) == same_step, name
-        expected = by_hand(lengths[i % len(lengths) :] + lengths[: i % len(lengths)], kinds, i, 12)
-        np.testing.assert_allclose(same_step, expected, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=LENGTHS, kinds=KINDS)
+def test_every_kind_of_autoreset_gives_the_same_transitions(lengths: list[int], kinds: list[str]) -> None:
+    check_transitions(ADAPTERS, lengths, kinds)
 
 
 def by_hand(lengths: list[int], kinds: list[str], index: int, count: int) -> list[list[float]]:
@@ -125,9 +130,7 @@ def value(observation: torch.Tensor) -> torch.Tensor:
     return torch.cos(observation @ torch.tensor([0.3, 0.7, 1.1])).double()
 
 
-@settings(max_examples=30, deadline=None)
-@given(lengths=LENGTHS, kinds=KINDS, gamma=st.floats(0.5, 1.0), lam=st.floats(0.0, 1.0))
-def test_every_kind_of_autoreset_gives_the_same_advantages(
+def check_advantages(
     adapters: dict[str, Adapter], lengths: list[int], kinds: list[str], gamma: float, lam: float
 ) -> None:
     """Up to the last episode end that all have seen: after it the rollouts stop at different steps."""
@@ -151,8 +154,26 @@ def test_every_kind_of_autoreset_gives_the_same_advantages(
             closed = int(ended[:, i][valid[:, i]][:20].nonzero().max()) + 1  # after the last end within 20 transitions
             own.append(advantages[:, i][valid[:, i]][:closed])
         found[name] = torch.cat(own)
-    for name, own_advantages in found.items():
-        torch.testing.assert_close(own_advantages, found["SAME_STEP"], atol=1e-6, rtol=0, msg=name)
+    for name, advantages in found.items():
+        torch.testing.assert_close(advantages, found["SAME_STEP"], atol=1e-6, rtol=0, msg=name)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=LENGTHS, kinds=KINDS, gamma=st.floats(0.5, 1.0), lam=st.floats(0.0, 1.0))
+def test_every_kind_of_autoreset_gives_the_same_advantages(
+    lengths: list[int], kinds: list[str], gamma: float, lam: float
+) -> None:
+    check_advantages(ADAPTERS, lengths, kinds, gamma, lam)
+
+
+@settings(max_examples=4, deadline=None)  # every step waits for the processes
+@given(lengths=LENGTHS, kinds=KINDS)
+def test_environments_in_processes_give_the_same_transitions_and_advantages(
+    in_processes: Adapter, lengths: list[int], kinds: list[str]
+) -> None:
+    adapters = {"SAME_STEP": SAME_STEP, "processes": in_processes}
+    check_transitions(adapters, lengths, kinds)
+    check_advantages(adapters, lengths, kinds, 0.9, 0.8)
 
 
 @pytest.mark.parametrize("mode", MODES)
