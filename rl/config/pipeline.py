@@ -13,13 +13,18 @@ class PipelinePhase(StrEnum):
 
 @dataclass
 class PipelineConfig:
-    """Sizes of each phase, for half an hour with `tiny` on two cores; what is not here is as in the other blocks."""
+    """Sizes of each phase, for less than half an hour with `tiny` on two cores; what is not here is as in the other
+    blocks."""
 
     output_dir: str = "./outputs/pipeline"  # teacher/, student/, adversarial/, evaluation/ and report.html
     phases: list[PipelinePhase] = field(default_factory=lambda: list(PipelinePhase))
     teacher_episodes: int = 200
-    student_episodes: int = 160
-    adversarial_iterations: int = 20
+    student_episodes: int = 240
+    # Of the student, instead of training.num_envs and student.episodes_per_iteration, of which the other phases want
+    # less: 16 episodes an update learn well, and more environments at once collect faster. null: those.
+    student_envs: int | None = 8
+    student_rounds: int | None = 2
+    adversarial_iterations: int = 16
     evaluation_episodes: int = 12
     checkpoints: int = 4  # of each phase, evenly over its length
     media: int = 4  # pictures and videos of each phase, evenly over its length
@@ -37,3 +42,6 @@ def check_pipeline(p: PipelineConfig) -> None:
     ]:  # fmt: skip
         if getattr(p, name) < least:
             raise ValueError(f"pipeline.{name} is {getattr(p, name)}; it must be at least {least}")
+    for name in ("student_envs", "student_rounds"):
+        if (count := getattr(p, name)) is not None and count < 1:
+            raise ValueError(f"pipeline.{name} is {count}; it must be at least 1, or null")

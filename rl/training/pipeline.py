@@ -109,8 +109,9 @@ class Pipeline:
         for phase in self.phases:
             if phase in TRAINING:
                 flag, key = LENGTHS[phase]
+                size = self._students_size() if phase is PipelinePhase.student else []
                 try:
-                    CHECKS[phase](cfg, self.args.arch)
+                    CHECKS[phase](rl_config.with_overrides(cfg, size, "pipeline"), self.args.arch)
                 except ValueError as e:
                     raise ValueError(f"phase {phase} of the pipeline, whose {flag} is pipeline.{key}: {e}") from e
 
@@ -156,9 +157,14 @@ class Pipeline:
             "--overwrite" if self.args.overwrite else "--auto_resume",
             *(part for flag, place in places.items() for part in (f"--{flag}", str(self.path / place))),
             *(f"training.{key}={max(1, total // count)}" for key, count in every.items()),
+            *(self._students_size() if phase is PipelinePhase.student else []),
             *(f"arch.{o}" for o in self.args.arch_overrides),
         ]  # fmt: skip
         return [Step(phase.value, phase, arguments)]
+
+    def _students_size(self) -> list[str]:
+        size = {"training.num_envs": self.p.student_envs, "student.episodes_per_iteration": self.p.student_rounds}
+        return [f"{key}={count}" for key, count in size.items() if count is not None]
 
     def _evaluation(self, phase: PipelinePhase) -> list[str]:
         arguments = ["--phase", phase.value, "--checkpoint", str(self.path / phase), "--video"]

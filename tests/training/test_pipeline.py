@@ -108,6 +108,13 @@ def test_phases_run_in_order_each_in_its_directory_with_what_it_needs(processes:
     }  # fmt: skip
 
 
+def test_the_student_alone_has_the_environments_and_rounds_of_the_pipeline(processes: _Processes) -> None:
+    _run(processes, "--num_envs", "3", "pipeline.student_envs=5", "pipeline.student_rounds=null")
+    for phase, envs in [("teacher", 3), ("student", 5), ("adversarial", 3)]:
+        cfg = cli.parse(phase, dict(processes.commands)[phase][3:]).config
+        assert (cfg.training.num_envs, cfg.student.episodes_per_iteration) == (envs, 4)
+
+
 @pytest.mark.parametrize(
     ("asked", "file", "expected"),
     [([], "", 3), (["evaluation.unfamiliar_episodes=20"], "", 20), ([], "evaluation: {unfamiliar_episodes: 7}\n", 7)],
@@ -261,6 +268,7 @@ def whole_pipeline(tmp_path_factory: pytest.TempPathFactory, tokenizer_path: Pat
         "model.tokenizer_path": tokenizer_path, "arch.world_model.ensemble_heads": 2,
         "student.episodes_per_iteration": 2, "student.ppo.minibatches": 2, "evaluation.bootstrap_samples": 20,
         "evaluation.videos": 1, "pipeline.evaluation_episodes": 3, "pipeline.checkpoints": 1, "pipeline.media": 1,
+        "pipeline.student_envs": "null", "pipeline.student_rounds": "null",
     }  # fmt: skip
 
     def make(place: Path) -> None:
