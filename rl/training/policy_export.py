@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rl.envs.vector import VectorEnv
+from rl.models.actor_critic import is_privileged
 from rl.types import TensorTree
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,9 @@ class _Named(nn.Module):
 def export(policy: nn.Module, env: VectorEnv, folder: Path) -> dict[str, Any]:
     """Writes policy.pt and policy.onnx; returns {"torchscript": largest difference, "onnx": ...} of actions.
 
-    Inputs are the parts of the observation by name ("observation" where it is one tensor), rows first, any number of
-    rows; the output is `action`, for the environment. Raises ValueError when a written file acts differently.
+    Inputs are the parts of the observation that the actor sees by name ("observation" where it is one tensor), rows
+    first, any number of rows; the output is `action`, for the environment. Raises ValueError when a written file acts
+    differently.
     """
     observations = _observations(policy, env)
     names = list(observations)
@@ -61,9 +63,11 @@ def export(policy: nn.Module, env: VectorEnv, folder: Path) -> dict[str, Any]:
 
 
 def _observations(policy: nn.Module, env: VectorEnv) -> dict[str, Tensor]:
-    """What the policy sees when it acts for a few steps, as rows on the CPU."""
+    """What the actor sees when it acts for a few steps, as rows on the CPU; a robot has nothing for the critic."""
     seen, observation = [], env.reset(0)
     for _ in range(STEPS):
+        if isinstance(observation, dict):
+            observation = {name: x for name, x in observation.items() if not is_privileged(name)}
         seen.append({"observation": observation} if isinstance(observation, Tensor) else observation)
         observation = env.step(policy(observation)).observation
     return {name: torch.cat([s[name] for s in seen]).cpu() for name in seen[0]}
