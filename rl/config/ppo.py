@@ -37,7 +37,7 @@ class StdKind(StrEnum):
 
 
 class InitKind(StrEnum):
-    orthogonal = "orthogonal"  # gain sqrt(2) hidden, 0.01 actor head, 1 critic head, bias 0
+    orthogonal = "orthogonal"  # gain sqrt(2) hidden, 0.01 actor head, 1 critic head and LSTM, bias 0
     torch = "torch"
 
 

@@ -89,7 +89,7 @@ class ActorCritic(nn.Module):
             if cfg.shared or cfg.lstm:
                 raise ValueError("this task shows the critic more than the actor; set ppo.network.shared=false, lstm=0")
             self.critic_encoder = ObservationEncoder(observation_space, cfg, privileged=True)
-        self.lstm = ResettingLSTM(self.encoder.width, cfg.lstm) if cfg.lstm else None
+        self.lstm = ResettingLSTM(self.encoder.width, cfg.lstm, cfg.init) if cfg.lstm else None
         width = cfg.lstm or self.encoder.width
         last = cfg.hidden[-1] if cfg.hidden else width
         self.distribution = make_distribution(action_space, cfg.std, cfg.init_std)

@@ -5,16 +5,21 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from rl.config import InitKind
+
 State = tuple[Tensor, Tensor]  # h and c, (1, E, hidden) each
 
 
 class ResettingLSTM(nn.Module):
-    """One layer; orthogonal weights with gain 1 and zero biases (detail 32)."""
+    """One layer."""
 
-    def __init__(self, inputs: int, hidden: int) -> None:
+    def __init__(self, inputs: int, hidden: int, init: InitKind) -> None:
+        """`init` orthogonal: weights with gain 1 and zero biases (detail 32)."""
         super().__init__()
         self.lstm = nn.LSTM(inputs, hidden)
         self.hidden = hidden
+        if init is not InitKind.orthogonal:
+            return
         for name, parameter in self.lstm.named_parameters():
             if "bias" in name:
                 nn.init.zeros_(parameter)

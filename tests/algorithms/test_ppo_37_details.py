@@ -1,6 +1,12 @@
 """The 37 implementation details of PPO (Huang et al. 2022), a test each, named by its number.
 
-14 to 22 are in test_ppo_37_details_atari.
+14 to 22 are in test_ppo_37_details_atari. A test of a detail with a switch shows both sides. Inherent, without one:
+
+- 1 (episodes go on across rollouts), 5 (the bootstrap; gamma and lambda are settings), 8 and 11 (ratio and gradient are
+  clipped; the ranges are settings), 10 (the terms of the loss; their weights are settings), 12 (the numbers)
+- 23 and 25: a Box space has independent Gaussians; 24: their std does not depend on the state
+- 33 to 36: whatever has an LSTM (`network.lstm=0`: none); 37: a MultiDiscrete space has independent choices
+- auxiliary 2 (several processes share gradients) and 4 (an observation with an action_mask has one)
 """
 
 import math
@@ -14,7 +20,7 @@ from torch import Tensor, nn
 
 from rl.algorithms import ppo_losses as L
 from rl.algorithms.ppo import PPO, SingleProcess, make_optimizer
-from rl.config import AdvantageNorm, Minibatches, PPONetworkConfig
+from rl.config import AdvantageNorm, InitKind, Minibatches, PPONetworkConfig
 from rl.data.rollout import minibatch_indices
 from rl.models.actor_critic import ActorCritic
 from rl.models.recurrent import ResettingLSTM
@@ -54,11 +60,15 @@ def test_detail_2_weights_are_orthogonal_and_biases_zero() -> None:
     assert_orthogonal(policy.actor_head.weight, 0.01)
     assert_orthogonal(policy.critic_head.weight, 1.0)
     assert all(not m.bias.any() for m in policy.modules() if isinstance(m, nn.Linear))
+    plain = learner("network.init=torch").policy.actor_body[0]
+    assert isinstance(plain, nn.Linear) and plain.bias.any()
+    assert plain.weight.abs().max() <= 1 / math.sqrt(3)  # uniform within 1 / sqrt(inputs)
 
 
 def test_detail_3_adam_has_epsilon_1e_5() -> None:
     optimizer = learner().ppo.optimizer
     assert isinstance(optimizer, torch.optim.Adam) and optimizer.defaults["eps"] == 1e-5
+    assert learner("optimizer_eps=1e-8").ppo.optimizer.defaults["eps"] == 1e-8
 
 
 def test_detail_4_the_learning_rate_falls_linearly_to_zero() -> None:
@@ -68,6 +78,7 @@ def test_detail_4_the_learning_rate_falls_linearly_to_zero() -> None:
     before = one.parameters().clone()
     one.iterate(1.0)
     assert torch.equal(one.parameters(), before)
+    assert learner("schedule=constant").iterate(0.5)["learning_rate"] == pytest.approx(3e-4)
 
 
 def test_detail_5_advantages_are_gae_with_a_bootstrap_at_the_end_and_returns_are_advantage_plus_value() -> None:
@@ -91,6 +102,8 @@ def test_detail_6_every_epoch_shuffles_all_rows_into_minibatches() -> None:
     assert [[len(b) for b in e] for e in epochs] == [[4, 4, 4]] * 3
     orders = [torch.cat(e).tolist() for e in epochs]
     assert all(sorted(o) == list(range(12)) for o in orders) and orders[0] != orders[1] != orders[2]
+    in_order = [torch.cat(e).tolist() for e in minibatch_indices(Minibatches.contiguous, 12, [4, 4, 4], 3, generator)]
+    assert in_order == [list(range(12))] * 3
 
 
 def test_detail_7_advantages_are_normalised_within_the_minibatch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +121,11 @@ def test_detail_7_advantages_are_normalised_within_the_minibatch(monkeypatch: py
     assert len(seen) == 4
     for advantages in seen:
         assert advantages.mean().abs() < 1e-5 and advantages.std().item() == pytest.approx(1, abs=1e-4)
+    seen.clear()
+    raw = learner("advantage_norm=none", "n_epochs=1")
+    batch = raw.collect()
+    raw.ppo.update(batch, 0.0)
+    assert torch.equal(torch.cat(seen).sort().values, batch.advantages.flatten().sort().values)
 
 
 def test_detail_8_the_surrogate_is_clipped_at_0_2() -> None:
@@ -122,6 +140,9 @@ def test_detail_9_the_value_loss_is_clipped_with_the_same_range() -> None:
     assert cfg.value_clip == cfg.clip_range
     loss = L.value_loss(torch.tensor([2.0]), torch.tensor([2.0]), torch.tensor([0.0]), cfg.value_clip)
     assert loss.item() == pytest.approx(1.8**2)
+    assert preset("ppo37", "value_clip=null").value_clip is None
+    free = L.value_loss(torch.tensor([2.0]), torch.tensor([2.0]), torch.tensor([0.0]), None)
+    assert free.item() == 0.0
 
 
 def test_detail_10_the_loss_is_policy_minus_entropy_plus_half_of_half_the_squared_error() -> None:
@@ -188,6 +209,9 @@ def test_detail_26_actor_and_critic_are_networks_of_64_64_tanh() -> None:
     for body in (policy.actor_body, policy.critic_body):
         assert [m.out_features for m in body if isinstance(m, nn.Linear)] == [64, 64]
         assert sum(isinstance(m, nn.Tanh) for m in body) == 2
+    other = learner("network.hidden=[32]", "network.activation=elu").policy.actor_body
+    assert [m.out_features for m in other if isinstance(m, nn.Linear)] == [32]
+    assert sum(isinstance(m, nn.ELU) for m in other) == 1
 
 
 def test_detail_27_actions_are_clipped_only_on_their_way_to_the_environment() -> None:
@@ -196,6 +220,9 @@ def test_detail_27_actions_are_clipped_only_on_their_way_to_the_environment() ->
     batch = one.collect()
     assert batch.actions.abs().max() > 1 and torch.stack(env.sent).abs().max() == 1
     torch.testing.assert_close(batch.logp, one.policy.distribution.log_prob(batch.out, batch.actions))
+    unbounded = WalkEnv(4)
+    own = learner("network.init_std=3.0", "clip_actions=false", env=unbounded).collect()
+    assert torch.equal(torch.stack(unbounded.sent), own.actions) and own.actions.abs().max() > 1
 
 
 def test_detail_28_observations_are_normalised_by_running_statistics() -> None:
@@ -204,6 +231,22 @@ def test_detail_28_observations_are_normalised_by_running_statistics() -> None:
         norm.update(part)
     expected = (x.double() - x.double().mean(0)) / x.double().std(0, correction=0)
     torch.testing.assert_close(norm(x), expected.float(), rtol=1e-4, atol=1e-4)
+    assert first_observation("observation_norm=none") == pytest.approx(first_raw())
+    assert first_observation() != pytest.approx(first_raw())
+
+
+def first_observation(*overrides: str) -> list[float]:
+    """What the network sees of the first environment at the first step of a rollout."""
+    observation = learner(*overrides).collect().observation
+    assert isinstance(observation, Tensor)
+    return observation[0, 0].tolist()
+
+
+def first_raw() -> list[float]:
+    """What the environment shows there."""
+    observation = WalkEnv(4).reset(0)
+    assert isinstance(observation, Tensor)
+    return observation[0].tolist()
 
 
 def test_detail_29_normalised_observations_are_clipped_to_10() -> None:
@@ -211,6 +254,10 @@ def test_detail_29_normalised_observations_are_clipped_to_10() -> None:
     norm.update(torch.randn(100, 3))
     found = norm(torch.tensor([[1000.0, -1000.0, 0.0]]))
     assert isinstance(found, Tensor) and found[0, :2].tolist() == [10, -10]
+    free = ObservationNormalizer(BOX3, 1e-8, False, preset("ppo37", "observation_clip=null").observation_clip)
+    free.update(torch.randn(100, 3))
+    found = free(torch.tensor([[1000.0, -1000.0, 0.0]]))
+    assert isinstance(found, Tensor) and found[0, 0] > 500 and found[0, 1] < -500
 
 
 def test_detail_30_rewards_are_divided_by_the_std_of_the_discounted_return_without_subtracting_a_mean() -> None:
@@ -225,6 +272,13 @@ def test_detail_30_rewards_are_divided_by_the_std_of_the_discounted_return_witho
         if len(seen) > 1:
             assert found == pytest.approx(r / np.std(seen), rel=1e-4)
     assert seen == [1.0, 2.5, 4.25, 4.0]
+    env = WalkEnv(4)
+    raw = learner("reward_norm=false", env=env)
+    raw.collect()
+    again = WalkEnv(4)
+    again.reset(0)
+    rewards_TE = torch.stack([again.step(actions).reward for actions in env.sent])
+    assert torch.equal(raw.actor.storage["reward"], rewards_TE)
 
 
 def test_detail_31_normalised_rewards_are_clipped_to_10() -> None:
@@ -232,6 +286,11 @@ def test_detail_31_normalised_rewards_are_clipped_to_10() -> None:
     for _ in range(1000):
         norm(torch.tensor([0.1, -0.1]), torch.ones(2, dtype=torch.bool))
     assert norm(torch.tensor([50.0, -50.0]), torch.ones(2, dtype=torch.bool)).tolist() == [10, -10]
+    free = RewardNormalizer(2, 0.99, preset("ppo37", "reward_clip=null").reward_clip)
+    for _ in range(1000):
+        free(torch.tensor([0.1, -0.1]), torch.ones(2, dtype=torch.bool))
+    found = free(torch.tensor([50.0, -50.0]), torch.ones(2, dtype=torch.bool))
+    assert found[0] > 10 and found[1] < -10
 
 
 # --- 5 details of recurrent policies ---
@@ -241,12 +300,17 @@ LSTM = ("network.lstm=8", "minibatches=by_environment")
 
 
 def test_detail_32_lstm_weights_are_orthogonal_with_gain_1_and_biases_zero() -> None:
-    lstm = ResettingLSTM(3, 8).lstm
-    for name, parameter in lstm.named_parameters():
+    policy = learner(*LSTM).policy
+    assert policy.lstm is not None
+    for name, parameter in policy.lstm.lstm.named_parameters():
         if "bias" in name:
             assert not parameter.any()
         else:
             assert_orthogonal(parameter, 1.0)
+    plain = learner(*LSTM, "network.init=torch").policy.lstm
+    assert plain is not None
+    for parameter in plain.lstm.parameters():  # uniform within 1 / sqrt(hidden), biases too
+        assert parameter.any() and parameter.abs().max() <= 1 / math.sqrt(8)
 
 
 def test_detail_33_the_first_state_is_zero() -> None:
@@ -256,7 +320,7 @@ def test_detail_33_the_first_state_is_zero() -> None:
 
 
 def test_detail_34_the_state_is_zeroed_where_an_episode_begins() -> None:
-    lstm = ResettingLSTM(3, 8)
+    lstm = ResettingLSTM(3, 8, InitKind.orthogonal)
     x, begins = torch.randn(6, 2, 3), torch.zeros(6, 2, dtype=torch.bool)
     begins[4, 1] = True
     state = (torch.randn(1, 2, 8), torch.randn(1, 2, 8))
@@ -314,6 +378,7 @@ def test_detail_37_a_multi_discrete_action_is_one_independent_choice_a_component
 def test_auxiliary_1_the_clip_range_can_fall() -> None:
     one = learner("clip_range_final_fraction=0.5")
     assert [one.iterate(s)["clip_range"] for s in (0.0, 0.5, 1.0)] == pytest.approx([0.2, 0.15, 0.1])
+    assert learner().iterate(0.5)["clip_range"] == pytest.approx(0.2)
 
 
 def test_auxiliary_2_two_processes_share_gradients() -> None:
