@@ -71,6 +71,15 @@ def test_settings_that_exclude_each_other_are_refused() -> None:
         C.load(None, ["arm.vision=true", "arm.reach_bonus=true"], "arm")
     with pytest.raises(ValueError, match=r"arm\.privileged_critic is for arm\.vision"):
         C.load(None, ["arm.privileged_critic=true"], "arm")
+    reach = ["rl.task=VisionArmReach-v1", "arm.reach_bonus=true"]
+    with pytest.raises(ValueError, match=r"arm\.reach_bonus needs a flag .*, which VisionArmReach-v1 does not have"):
+        C.load(None, reach, "rl")
+    with pytest.raises(ValueError, match=r"arm\.privileged_critic .*VisionArmReach-v1"):
+        C.load(None, ["rl.task=ArmReach-v1", "arm.privileged_critic=true"], "rl")
+    with pytest.raises(ValueError, match=r"rl\.save_every_episodes is 0; it must be at least 1"):
+        C.load(None, ["rl.save_every_episodes=0"], "rl")
+    with pytest.raises(ValueError, match=r"atari\.screen_size is 20; it must be at least 36"):
+        C.load(None, ["atari.screen_size=20"], "rl")
     with pytest.raises(ValueError, match=r"arm\.image_size is 20 px"):
         C.load(None, ["arm.image_size=20"], "arm")
 

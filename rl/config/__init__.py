@@ -15,12 +15,13 @@ from rl.config.adversarial import (
     check_adversarial,
 )
 from rl.config.arm import ArmConfig
+from rl.config.atari import AtariConfig
 from rl.config.checkpoint import CheckpointConfig, SaveFailure
 from rl.config.compiling import CompileMode
 from rl.config.diffusion import DiffusionConfig, DiffusionNetworkConfig, check_diffusion
 from rl.config.evaluation import HELD_OUT_SEED, ActingPolicy, EvaluationConfig
 from rl.config.gr00t import GR00TConfig
-from rl.config.isaaclab import IsaacLabConfig
+from rl.config.isaaclab import IsaacLabConfig, is_isaac_task
 from rl.config.loading import (
     DictConfig,
     as_config,
@@ -111,6 +112,7 @@ __all__ = [
     "RLConfig",
     "Intervals",
     "intervals",
+    "is_isaac_task",
     "nearest",
     "policy_run",
     "run_directory",
@@ -120,6 +122,7 @@ __all__ = [
     "AdversarialConfig",
     "AdversarialReplayConfig",
     "AlphaOn",
+    "AtariConfig",
     "CONFIG_DIR",
     "CheckpointConfig",
     "CompileMode",

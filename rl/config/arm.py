@@ -4,9 +4,13 @@ from dataclasses import dataclass
 
 from rl.config.policy_run import PolicyRunConfig
 
+VISION_TASK = "VisionArmReach-v1"
+
 
 @dataclass
 class ArmConfig(PolicyRunConfig):
+    """`train.sh rl` reads what its reaching tasks are made of from here, too: pictures, critic and bonus."""
+
     steps: int = 100_000  # environment steps
     physics: bool = False  # a simulated arm (SAPIEN) instead of kinematics
     vision: bool = False  # three cameras instead of the target's coordinates
@@ -24,15 +28,13 @@ class ArmConfig(PolicyRunConfig):
     @property
     def task(self) -> str:
         """Id of the environment."""
-        return "VisionArmReach-v1" if self.vision else "ArmReachPhysics-v1" if self.physics else "ArmReach-v1"
+        return VISION_TASK if self.vision else "ArmReachPhysics-v1" if self.physics else "ArmReach-v1"
 
 
 def check_arm(arm: ArmConfig) -> None:
     """Raises ValueError naming key and remedy."""
     if arm.vision and arm.physics:
         raise ValueError("arm.vision and arm.physics are both true; the arm that cameras see is kinematic, choose one")
-    if arm.vision and arm.reach_bonus:
-        raise ValueError("arm.reach_bonus needs a flag in the observation, which VisionArmReach does not have")
     for name in ("steps", "compare_steps", "compare_seeds", "frame_stack"):
         if getattr(arm, name) < 1:
             raise ValueError(f"arm.{name} is {getattr(arm, name)}; it must be at least 1")

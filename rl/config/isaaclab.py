@@ -2,6 +2,13 @@
 
 from dataclasses import dataclass
 
+PREFIXES = ("Isaac-", "IsaacContrib-")
+
+
+def is_isaac_task(task: str) -> bool:
+    """By its id: Isaac Lab's own are known only once it is imported."""
+    return task.startswith(PREFIXES)
+
 
 @dataclass
 class IsaacLabConfig:

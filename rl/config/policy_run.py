@@ -8,11 +8,13 @@ from enum import StrEnum
 ALGORITHMS = ("PPO", "A2C", "SAC", "FASTSAC", "DIT")
 # Block of the configuration that holds the settings of an algorithm.
 BLOCKS = {"PPO": "ppo", "A2C": "ppo", "SAC": "sac", "FASTSAC": "sac", "DIT": "diffusion"}
-# Files under configs/algo that are merged when `preset` is null: for the reaching arm, for every other task.
+# Files under configs/algo that are merged when `preset` is null: for the reaching arm, for Isaac Lab's tasks (thousands
+# of environments on a GPU) and for every other one.
 REACH_PRESETS = {
     "PPO": "ppo_reach", "A2C": "a2c_reach", "SAC": "sac_reach", "FASTSAC": "fastsac_reach", "DIT": "dit",
 }  # fmt: skip
-GENERAL_PRESETS = {"PPO": "sb3", "A2C": "a2c", "SAC": "sac", "FASTSAC": "fastsac_loco", "DIT": "dit"}
+GENERAL_PRESETS = {"PPO": "sb3", "A2C": "a2c", "SAC": "sac", "FASTSAC": "fastsac", "DIT": "dit"}
+ISAACLAB_PRESETS = {**GENERAL_PRESETS, "FASTSAC": "fastsac_loco"}
 
 
 class MetricsLogger(StrEnum):

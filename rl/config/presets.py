@@ -3,7 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rl.config.policy_run import BLOCKS, GENERAL_PRESETS, REACH_PRESETS, PolicyRunConfig, check_policy_run, nearest
+from rl.config.arm import VISION_TASK
+from rl.config.isaaclab import is_isaac_task
+from rl.config.policy_run import (
+    BLOCKS,
+    GENERAL_PRESETS,
+    ISAACLAB_PRESETS,
+    REACH_PRESETS,
+    PolicyRunConfig,
+    check_policy_run,
+    nearest,
+)
 from rl.config.tree import CONFIG_DIR, Config
 
 
@@ -17,6 +27,11 @@ def task_of(cfg: Config, run: str) -> str:
     return cfg.arm.task if run == "arm" else cfg.rl.task
 
 
+def is_reach(task: str) -> bool:
+    """One of the reaching arm's tasks, which the block `arm` is about whichever command trains them."""
+    return task.split("-")[0] in ("ArmReach", "ArmReachPhysics", "VisionArmReach")
+
+
 def preset_files(run: str, cfg: Config) -> list[Path]:
     """The algorithm's preset, then `TASK.yaml` and `TASK.ALGORITHM.yaml` where there are such; merged in this order.
 
@@ -25,8 +40,8 @@ def preset_files(run: str, cfg: Config) -> list[Path]:
     """
     block, task = policy_run(cfg, run), task_of(cfg, run)
     check_policy_run(run, block)
-    reach = task.split("-")[0] in ("ArmReach", "ArmReachPhysics", "VisionArmReach")
-    name = block.preset or (REACH_PRESETS if reach else GENERAL_PRESETS)[block.algorithm]
+    presets = REACH_PRESETS if is_reach(task) else ISAACLAB_PRESETS if is_isaac_task(task) else GENERAL_PRESETS
+    name = block.preset or presets[block.algorithm]
     algorithm = CONFIG_DIR / "algo" / f"{name}.yaml"
     if not algorithm.is_file():
         raise nearest(name, sorted(p.stem for p in algorithm.parent.glob("*.yaml")), f"{run}.preset")
@@ -37,11 +52,17 @@ def preset_files(run: str, cfg: Config) -> list[Path]:
 def apply_run_options(cfg: Config, run: str) -> None:
     """Writes `num_envs` and `compile` of the block `run`, where given, into the block of its algorithm.
 
-    Raises ValueError where the algorithm cannot be compiled and for a privileged critic without cameras.
+    Raises ValueError where the algorithm cannot be compiled, for a privileged critic without cameras and for a bonus
+    with them.
     """
-    block = policy_run(cfg, run)
-    if run == "arm" and cfg.arm.privileged_critic and not cfg.arm.vision:
-        raise ValueError("arm.privileged_critic is for arm.vision; without cameras the actor sees the target, too")
+    block, task = policy_run(cfg, run), task_of(cfg, run)
+    if is_reach(task) and cfg.arm.privileged_critic and task != VISION_TASK:
+        raise ValueError(
+            f"arm.privileged_critic is for arm.vision (task {VISION_TASK}); without cameras the actor sees the target, "
+            "too"
+        )
+    if cfg.arm.reach_bonus and task == VISION_TASK:
+        raise ValueError(f"arm.reach_bonus needs a flag in the observation, which {VISION_TASK} does not have")
     settings = getattr(cfg, BLOCKS[block.algorithm])
     if block.num_envs is not None:
         settings.num_envs = block.num_envs

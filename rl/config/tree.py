@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rl.config.adversarial import AdversarialConfig
 from rl.config.arm import ArmConfig, check_arm
+from rl.config.atari import AtariConfig, check_atari
 from rl.config.checkpoint import CheckpointConfig
 from rl.config.diffusion import DiffusionConfig
 from rl.config.evaluation import HELD_OUT_SEED, EvaluationConfig, check_evaluation
@@ -44,6 +45,7 @@ class Config:
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     arm: ArmConfig = field(default_factory=ArmConfig)
     rl: RLConfig = field(default_factory=RLConfig)
+    atari: AtariConfig = field(default_factory=AtariConfig)
     gr00t: GR00TConfig = field(default_factory=GR00TConfig)
     isaaclab: IsaacLabConfig = field(default_factory=IsaacLabConfig)
     play: PlayConfig = field(default_factory=PlayConfig)
@@ -53,7 +55,7 @@ class Config:
 
 
 # Blocks that only `train.sh arm`, `rl` and `play` read; the phases of F1 do not.
-POLICY_BLOCKS = ("ppo", "sac", "diffusion", "arm", "rl", "gr00t", "isaaclab", "play")
+POLICY_BLOCKS = ("ppo", "sac", "diffusion", "arm", "rl", "atari", "gr00t", "isaaclab", "play")
 
 
 def validate(cfg: Config) -> None:
@@ -103,6 +105,7 @@ def validate(cfg: Config) -> None:
     check_arm(cfg.arm)
     check_policy_run("rl", cfg.rl)
     check_rl(cfg.rl)
+    check_atari(cfg.atari)
     check_isaaclab(cfg.isaaclab)
     check_gr00t(cfg.gr00t)
     check_play(cfg.play)

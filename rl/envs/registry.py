@@ -1,6 +1,7 @@
-"""Environments by task id: the arm-reaching family, Isaac Lab's, and everything gymnasium knows."""
+"""Environments by task id: the arm-reaching family, Isaac Lab's, Atari games and everything gymnasium knows."""
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import gymnasium as gym
 import torch
 
-from rl.config import IsaacLabConfig, SupervisionConfig, nearest
+from rl.config import AtariConfig, IsaacLabConfig, SupervisionConfig, is_isaac_task, nearest
+from rl.envs import atari
 from rl.envs.vector import VectorEnv
 from rl.sims import isaaclab_launch
 
@@ -32,26 +34,36 @@ class TaskOptions:
     frame_stack: int = 4  # vision
     privileged_critic: bool = False  # vision
     render: bool = False  # gymnasium: `render()` gives pictures
+    atari: AtariConfig = field(default_factory=AtariConfig)  # Atari games
     processes: SupervisionConfig | None = None  # simulators in supervised processes; None: in this one
     isaaclab: IsaacLabConfig = field(default_factory=IsaacLabConfig)  # Isaac Lab
 
 
 def known_tasks() -> list[str]:
-    """Ids that `make_vector_env` accepts; of gymnasium's the newest versions."""
+    """Ids that `make_vector_env` accepts; of gymnasium's the newest versions, games once they are registered."""
     newest: dict[str, int] = {}
     for spec in gym.registry.values():
         if spec.namespace is None:
             newest[spec.name] = max(newest.get(spec.name, 0), spec.version or 0)
-    return [*ARM_TASKS, *(f"{name}-v{version}" for name, version in sorted(newest.items()))]
+    games = [task for task, spec in gym.registry.items() if spec.namespace == "ALE"]
+    return [*ARM_TASKS, *(f"{name}-v{version}" for name, version in sorted(newest.items())), *games]
 
 
 def check_task(task: str) -> None:
-    """Raises ValueError for an unknown id, with the nearest ones; of Isaac Lab's (known once it is imported) only where
-    that is not installed."""
-    if isaaclab_launch.is_isaac_task(task):
+    """Raises ValueError for an unknown id, with the nearest ones, and for a game without ale_py; for an id of Isaac Lab
+    (known once it is imported) only where that is not installed."""
+    if is_isaac_task(task):
         isaaclab_launch.check_installed(task)
-    elif task not in ARM_TASKS and task not in gym.registry:
+        return
+    if task not in gym.registry and atari.is_game(task):
+        atari.register_games(task)
+    if task not in ARM_TASKS and task not in gym.registry:
         raise nearest(task, known_tasks(), "task")
+
+
+def shows_pictures(task: str) -> bool:
+    """Observations are pictures, which small networks do not read."""
+    return task in PIXEL_TASKS or atari.is_game(task)
 
 
 def make_vector_env(
@@ -60,7 +72,7 @@ def make_vector_env(
     """Raises ValueError for an unknown id, a package that is not installed, vision without a renderer and options that
     do not fit."""
     options = options or TaskOptions()
-    if isaaclab_launch.is_isaac_task(task):
+    if is_isaac_task(task):
         return _isaaclab(task, num_envs, device, seed, options)
     check_task(task)
     if task not in ARM_TASKS:
@@ -82,7 +94,7 @@ def make_vector_env(
 
 def one_simulator(task: str) -> bool:
     """A process can have the environments of this task only once: evaluations play in those of the training."""
-    return isaaclab_launch.is_isaac_task(task)
+    return is_isaac_task(task)
 
 
 def _isaaclab(task: str, num_envs: int, device: torch.device | str, seed: int, options: TaskOptions) -> VectorEnv:
@@ -96,7 +108,9 @@ def _gymnasium(task: str, num_envs: int, device: torch.device | str, seed: int, 
 
     mode = "rgb_array" if options.render else None
     try:
-        make = partial(gym.make, gym.spec(task), render_mode=mode)
+        make: Callable[[], gym.Env] = partial(gym.make, gym.spec(task), render_mode=mode)
+        if atari.is_game(task):
+            make = partial(atari.make_game, gym.spec(task), options.atari, mode)
         return GymnasiumEnv(make, num_envs, device, seed=seed, processes=options.processes)
     except gym.error.DependencyNotInstalled as e:
         remedy = ""

@@ -10,19 +10,14 @@ import gymnasium as gym
 import psutil
 import torch
 
-from rl.config import IsaacLabConfig, nearest
+from rl.config import IsaacLabConfig, is_isaac_task, nearest
 from rl.sims.isaaclab import IsaacLabEnv
 from rl.sims.isaaclab_assets import choose_asset_root
 
 log = logging.getLogger(__name__)
 INSTALL = "bash setup.sh isaaclab"
-PREFIXES = ("Isaac-", "IsaacContrib-")
 # Main memory of one environment with its contacts and constraints, twice what Isaac-Ant-Direct takes on a CPU.
 BYTES_PER_ENV = 300_000
-
-
-def is_isaac_task(task: str) -> bool:
-    return task.startswith(PREFIXES)
 
 
 def check_installed(task: str) -> None:

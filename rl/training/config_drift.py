@@ -16,9 +16,13 @@ BENIGN = (
     "checkpoint.*", "numbers.*", "environment.isolation", "environment.supervision.*",
     "adversarial.collapse.*",
 )  # fmt: skip
-READS = {"adversarial": ("teacher", "student")}  # blocks of other phases that a phase reads
+# Blocks, or keys of blocks, of other phases that a phase reads.
+READS = {
+    "adversarial": ("teacher", "student"),
+    "rl": ("arm.image_size", "arm.frame_stack", "arm.privileged_critic", "arm.reach_bonus", "atari"),
+}
 F1_PHASES = ("teacher", "student", "adversarial", "tokenizer")
-PHASE_BLOCKS = ("teacher", "student", "adversarial", "tokenizer", "arm", "rl", "play", "pipeline")
+PHASE_BLOCKS = ("teacher", "student", "adversarial", "tokenizer", "arm", "rl", "atari", "play", "pipeline")
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -45,7 +49,7 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
 def is_benign(key: str, phase: str) -> bool:
     """True for the list above and for blocks of other phases, which this phase does not read."""
     block = key.split(".")[0]
-    other_phase = block in PHASE_BLOCKS and block not in (phase, *READS.get(phase, ()))
+    other_phase = block in PHASE_BLOCKS and not {block, key} & {phase, *READS.get(phase, ())}
     other_phase |= phase in F1_PHASES and block in POLICY_BLOCKS
     return other_phase or any(fnmatch.fnmatchcase(key, pattern) for pattern in BENIGN)
 

@@ -88,7 +88,7 @@ def play(args: cli.Args) -> dict[str, Any]:
     options = config.play
     ctx = ParallelContext.create(config.training)
     env = policies.make_env(
-        config, run, options.num_envs, ctx.device, options.seed, random_phase=False, render=options.video
+        config, run, options.num_envs, ctx.device, options.seed, training=False, render=options.video
     )
     phase = policies.build_phase(config, run, env, ctx, total=1)
     policies.load_weights(phase, source.model, source.statistics, str(source.folder / source.name))

@@ -22,18 +22,17 @@ AlgorithmPhase = OnPolicyPhase | OffPolicyPhase
 MIN_GPU_ENVS = 512  # fewer environments do not pay for a GPU
 
 
-def task_options(cfg: Config, run: str, *, random_phase: bool = True, render: bool = False) -> TaskOptions:
-    """What the block `run` asks of its task, and where its simulators live."""
-    processes = cfg.environment.supervision if cfg.environment.isolation is Isolation.process else None
-    if run == "rl":
-        return TaskOptions(
-            random_phase=random_phase, privileged_critic=cfg.arm.privileged_critic, render=render, processes=processes,
-            isaaclab=cfg.isaaclab,
-        )  # fmt: skip
+def task_options(cfg: Config, *, training: bool = True, render: bool = False) -> TaskOptions:
+    """What a run asks of its task, by whichever command it was started, and where its simulators live.
+
+    training: False for evaluations and play, where episodes are whole and rewards those of the task.
+    """
     arm = cfg.arm
     return TaskOptions(
-        random_phase=random_phase, reach_bonus=arm.reach_bonus, image_size=arm.image_size, frame_stack=arm.frame_stack,
-        privileged_critic=arm.privileged_critic, render=render, processes=processes,
+        random_phase=training, reach_bonus=arm.reach_bonus, image_size=arm.image_size, frame_stack=arm.frame_stack,
+        privileged_critic=arm.privileged_critic, render=render, isaaclab=cfg.isaaclab,
+        atari=cfg.atari if training else cfg.atari.measured(),
+        processes=cfg.environment.supervision if cfg.environment.isolation is Isolation.process else None,
     )  # fmt: skip
 
 
@@ -70,7 +69,7 @@ def prefer_small_machine(cfg: Config, run: str) -> None:
     """Where the network is small, observations are numbers and environments are few: the CPU instead of `auto`, and
     one thread instead of all cores (more cost more in waiting than they give)."""
     task = rl_config.task_of(cfg, run)
-    if task in registry.PIXEL_TASKS:
+    if registry.shows_pictures(task):
         return
     transformer = rl_config.policy_run(cfg, run).algorithm == "DIT"
     if cfg.training.device == "auto" and num_envs(cfg, run) < MIN_GPU_ENVS and not transformer:
@@ -82,7 +81,7 @@ def prefer_small_machine(cfg: Config, run: str) -> None:
 def make_env(cfg: Config, run: str, count: int, device: torch.device, seed: int, **options: Any) -> VectorEnv:
     """`count` environments of the run's task; `options` as in `task_options`."""
     task = rl_config.task_of(cfg, run)
-    return registry.make_vector_env(task, count, device, seed=seed, options=task_options(cfg, run, **options))
+    return registry.make_vector_env(task, count, device, seed=seed, options=task_options(cfg, **options))
 
 
 def build_phase(cfg: Config, run: str, env: VectorEnv, ctx: ParallelContext, total: int) -> AlgorithmPhase:

@@ -125,7 +125,7 @@ class PolicyPhase:
             episodes = max(episodes, env.num_envs)
         else:
             count = min(most, episodes)
-            env = policies.make_env(self.cfg, self.run, count, self.ctx.device, seed, random_phase=False)
+            env = policies.make_env(self.cfg, self.run, count, self.ctx.device, seed, training=False)
         generator = policies.generator_of(self.inner)
         kept = None if generator is None else generator.get_state()
         if generator is not None:

@@ -48,7 +48,7 @@ def test_fastsac_presets_are_the_published_settings(
     assert sac.obs_norm and sac.obs_norm_eps == 1e-2 and sac.amp and sac.compile and sac.max_grad_norm == 0.0
 
 
-@pytest.mark.parametrize("name", ["sac", "fastsac_loco", "fastsac_wbt", "fastsac_reach", "sac_reach"])
+@pytest.mark.parametrize("name", ["sac", "fastsac", "fastsac_loco", "fastsac_wbt", "fastsac_reach", "sac_reach"])
 def test_every_sac_preset_can_be_built(name: str) -> None:
     cfg = preset(name).sac
     cfg.compile = False

@@ -56,6 +56,13 @@ def test_phase_three_reads_the_blocks_of_the_other_two(key: str) -> None:
     assert len(drift("adversarial.collapse.min_reward_std", 12345, phase="adversarial")) == 1  # warnings only
 
 
+@pytest.mark.parametrize("key", ["arm.frame_stack", "arm.reach_bonus", "atari.noop_max"])
+def test_rl_reads_what_its_reaching_tasks_and_games_are_made_of(key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        drift(key, 12345, "rl")
+    assert len(drift("arm.steps", 12345, "rl")) == len(drift("atari.noop_max", 12345, "arm")) == 1
+
+
 @pytest.mark.parametrize("key", ["ppo.gamma", "sac.gamma", "diffusion.gamma", "gr00t.backend"])
 def test_phases_of_f1_do_not_read_the_blocks_of_other_policies(key: str) -> None:
     assert len(drift(key, 12345, "student")) == 1

@@ -39,7 +39,7 @@ def ppo_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("run", ["arm", "rl"])
 def test_ppo_on_pictures_tells_its_critic_where_the_target_is(run: str) -> None:
     task = {"arm": "arm.vision=true", "rl": "rl.task=VisionArmReach-v1"}[run]
-    chosen = {a: task_options(load(None, [task, f"{run}.algorithm={a}"], run), run) for a in ("PPO", "SAC")}
+    chosen = {a: task_options(load(None, [task, f"{run}.algorithm={a}"], run)) for a in ("PPO", "SAC")}
     assert chosen["PPO"].privileged_critic and not chosen["SAC"].privileged_critic
     env = make_vector_env("VisionArmReach-v1", 1, options=chosen["PPO"])
     assert set(env.observation_space.spaces) == {"pixels", "state", "critic"}
