@@ -64,6 +64,48 @@ def test_every_algorithm_has_its_presets(algorithm: str) -> None:
         assert files[0].is_file()
 
 
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("ArmReach-v1", "fastsac_reach"), ("VisionArmReach-v1", "fastsac_reach"), ("Pendulum-v1", "fastsac"),
+        ("Humanoid-v5", "fastsac"), ("Isaac-Ant-Direct", "fastsac_loco"), ("IsaacContrib-Walk-v0", "fastsac_loco"),
+    ],
+)  # fmt: skip
+def test_fastsac_fills_a_gpu_with_environments_only_for_isaac_labs_tasks(task: str, name: str) -> None:
+    config = C.load(None, ["rl.algorithm=FASTSAC", f"rl.task={task}"])
+    assert presets.preset_files("rl", config)[0].stem == name
+
+
+def test_the_general_fastsac_preset_is_for_a_laptop_and_any_returns() -> None:
+    sac = C.load(None, ["rl.algorithm=FASTSAC", "rl.task=Pendulum-v1"], "rl").sac
+    assert (sac.num_envs, sac.batch_size, sac.updates_per_step) == (32, 256, 4)
+    assert not sac.compile and not sac.amp
+    assert sac.network.critic_head is C.CriticHead.scalar  # atoms would want a range
+    assert (sac.network.norm, sac.target_reduce) == (C.NetworkNorm.layernorm, C.TargetReduce.own)
+
+
+@pytest.mark.parametrize("run", ["arm", "rl"])
+def test_published_qvpo_is_chosen_by_name_under_both_commands(run: str) -> None:
+    dit = C.load(None, [f"{run}.algorithm=DIT", f"{run}.preset=qvpo"], run).diffusion
+    assert (dit.train_samples, dit.act_samples, dit.eval_samples) == (64, 4, 32)
+    assert (dit.entropy_actions, dit.entropy_weight, dit.entropy_weight_final) == (10, 0.02, 0.002)
+    assert (dit.nearby_samples, dit.noise, dit.denoising_steps, dit.train_passes) == (0, 0.0, 20, 20)
+    assert (dit.actor_lr, dit.critic_lr, dit.tau, dit.ema_tau) == (1e-4, 3e-4, 0.005, 0.005)
+    assert (dit.num_envs, dit.updates_per_step, dit.learning_starts, dit.gamma) == (1, 1, 10_000, 0.99)
+
+
+def test_published_ppo_for_atari_is_a_preset() -> None:
+    config = C.load(None, ["rl.preset=ppo37_atari"], "rl")
+    ppo = config.ppo
+    assert (ppo.num_envs, ppo.n_steps, ppo.num_minibatches, ppo.n_epochs) == (8, 128, 4, 4)
+    assert (ppo.learning_rate, ppo.schedule, ppo.final_lr_fraction) == (2.5e-4, C.LearningRate.linear, 0.0)
+    assert (ppo.clip_range, ppo.value_clip, ppo.entropy_coef, ppo.value_coef) == (0.1, 0.1, 0.01, 0.5)
+    assert (ppo.gamma, ppo.gae_lambda, ppo.max_grad_norm, ppo.optimizer_eps) == (0.99, 0.95, 0.5, 1e-5)
+    assert (ppo.network.encoder, ppo.network.cnn_width, ppo.network.hidden) == (C.Encoder.cnn, 512, [])
+    assert config.atari == C.AtariConfig(30, 4, True, True, 84, True, 4)
+    assert config.rl.max_iterations == 10_000_000 // (8 * 128)
+
+
 def test_settings_that_exclude_each_other_are_refused() -> None:
     with pytest.raises(ValueError, match="choose one"):
         C.load(None, ["arm.vision=true", "arm.physics=true"], "arm")

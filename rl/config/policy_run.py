@@ -36,6 +36,9 @@ class PolicyRunConfig:
     eval_episodes: int = 100  # of one evaluation while training, with the deterministic policy
     final_episodes: int = 1000  # of the evaluation at the end
     eval_seed: int = 1_000_000  # of evaluation episodes; training seeds are smaller
+    # Finished episodes after which a checkpoint is due, besides save_every; null: never. Where episodes begin anew at a
+    # checkpoint (most simulators cannot be saved), so many of every environment: else none would come to its end.
+    save_every_episodes: int | None = None
     export: bool = False  # export/policy.pt (TorchScript) and policy.onnx at the end, checked for equal actions
 
 
@@ -51,8 +54,10 @@ def check_policy_run(block: str, run: PolicyRunConfig) -> None:
     """Raises ValueError naming key and remedy."""
     if run.algorithm not in ALGORITHMS:
         raise nearest(run.algorithm, ALGORITHMS, f"{block}.algorithm")
-    least = {"num_envs": 1, "eval_episodes": 1, "final_episodes": 1, "save_every": 1, "log_every": 1, "eval_every": 1}
-    for name, at_least in least.items():
+    counts = (
+        "num_envs", "eval_episodes", "final_episodes", "save_every", "save_every_episodes", "log_every", "eval_every",
+    )  # fmt: skip
+    for name in counts:
         value = getattr(run, name)
-        if value is not None and value < at_least:
-            raise ValueError(f"{block}.{name} is {value}; it must be at least {at_least}")
+        if value is not None and value < 1:
+            raise ValueError(f"{block}.{name} is {value}; it must be at least 1")

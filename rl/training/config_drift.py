@@ -10,7 +10,7 @@ from rl.config import POLICY_BLOCKS
 # Changing these leaves model, optimizer and data of the coming steps what they would have been, or only their number.
 BENIGN = (
     "training.num_episodes", "training.video_save_every", "training.sample_save_every", "training.keep_*",
-    "training.num_threads", "training.device", "training.debug", "*.save_every", "*.log_every", "*.output_dir",
+    "training.num_threads", "training.device", "training.debug", "*.save_every*", "*.log_every", "*.output_dir",
     "model.config_file", "adversarial.total_iterations", "arm.steps", "rl.max_iterations", "*.eval_*",
     "*.final_episodes", "*.compare*", "*.export", "*.headless", "*.logger", "logging.*", "evaluation.*",
     "checkpoint.*", "numbers.*", "environment.isolation", "environment.supervision.*",

@@ -56,7 +56,8 @@ class Phase(Protocol):
     def updates_per_iteration(self) -> int: ...
 
     def collect(self, step: int) -> dict[str, float]:
-        """Gathers data of one iteration; `step` units are done before it. Returns its metrics."""
+        """Gathers data of one iteration; `step` units are done before it. Returns its metrics; `save_due` among them,
+        when not 0, asks for a checkpoint after the iteration, on all ranks alike."""
         ...
 
     def update(self, progress: float) -> dict[str, float]:
@@ -90,6 +91,7 @@ class LoopState:
     env_steps: int = 0
     updates: int = 0  # optimizer steps since the run began
     updates_done: int = 0  # in the running iteration; 0 between iterations
+    save_due: bool = False  # the running iteration asked for a checkpoint
     collected: dict[str, float] = field(default_factory=dict)  # metrics of the running iteration
     sums: dict[str, float] = field(default_factory=dict)  # of the updates' numbers in the running iteration
     counts: dict[str, int] = field(default_factory=dict)  # of the updates that had each of them
@@ -148,7 +150,7 @@ class Loop:
                 s.unwritten.append(self._iteration())
                 last = s.step >= self.total
                 stopping = self._stopping()
-                due = last or self._crossed(self.cfg.save_every)
+                due = last or s.save_due or self._crossed(self.cfg.save_every)
                 if due or self._crossed(self.metrics_every):  # a stop does not show in the metrics
                     line = self._line()
                     metrics.write(s.step, line)
@@ -188,6 +190,7 @@ class Loop:
         if s.updates_done == 0:
             s.collected = p.collect(s.step)
             s.env_steps += int(s.collected.pop("env_steps"))
+            s.save_due = bool(s.collected.pop("save_due", 0))
             s.step += p.units_per_iteration
             s.sums, s.counts = {}, {}
         while s.updates_done < p.updates_per_iteration:

@@ -221,7 +221,7 @@ class OffPolicyPhase(VectorPhase):
         self.replay.load_state_dict(saved.rank_file("replay"))
         self.statistics.load_state_dict(saved.per_rank["episodes"])
         self.learner.generator.set_state(saved.per_rank["generator"])
-        if self._resumable:
+        if self.resumable:
             self.observation = self.env.load_state_dict(saved.rank_file("environments"))
 
     def last_batch(self) -> dict[str, Any]:

@@ -130,7 +130,7 @@ class OnPolicyPhase(VectorPhase):
             return
         self.actor.load_state_dict(saved.per_rank["actor"])
         self.statistics.load_state_dict(saved.per_rank["episodes"])
-        if self._resumable:
+        if self.resumable:
             self.actor.resume(self.env.load_state_dict(saved.rank_file("environments")))
 
     def last_batch(self) -> dict[str, Any]:

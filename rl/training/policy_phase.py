@@ -55,6 +55,7 @@ class PolicyPhase:
         self._seconds_before = 0.0  # `wall_seconds` of the processes that this one continues
         self.step = 0  # units, the running iteration's once it has collected
         self.env_steps = 0
+        self.episodes = 0  # finished, over all environments and processes
         self.curve: list[dict[str, Any]] = []  # what evaluations found
         self.best: dict[str, Any] | None = None  # the entry of `curve` whose weights are kept
 
@@ -77,13 +78,24 @@ class PolicyPhase:
         self.training_seconds += time.monotonic() - start
         self.step = step + self.units_per_iteration
         self.env_steps += int(found["env_steps"])
-        return {RENAMED.get(k, k): v for k, v in found.items()} | numbers | {"memory_gb": self._memory_gb()}
+        numbers |= {"memory_gb": self._memory_gb(), "save_due": float(self._count(int(found.pop("episodes"))))}
+        return {RENAMED.get(k, k): v for k, v in found.items()} | numbers
 
     def update(self, progress: float) -> dict[str, float]:
         start = time.monotonic()
         numbers = self.inner.update(progress * self._steps)
         self.training_seconds += time.monotonic() - start
         return numbers
+
+    def _count(self, finished: int) -> bool:
+        """Counts episodes; True when they make a checkpoint due."""
+        before, self.episodes = self.episodes, self.episodes + finished
+        every = self.block.save_every_episodes
+        if every is None:
+            return False
+        if not self.inner.resumable:
+            every *= self.inner.env.num_envs * self.ctx.world_size
+        return self.episodes // every > before // every
 
     def _due(self, step: int) -> bool:
         every = rl_config.intervals(self.cfg, self.run).evaluate
@@ -159,6 +171,7 @@ class PolicyPhase:
             "policy_run": {
                 "run": self.run, "algorithm": self.block.algorithm, "task": rl_config.task_of(self.cfg, self.run),
                 "seconds": self.training_seconds, "wall_seconds": self.wall_seconds, "env_steps": self.env_steps,
+                "episodes": self.episodes,
                 "curve": self.curve, "best": self.best,
             },
         }  # fmt: skip
@@ -169,6 +182,7 @@ class PolicyPhase:
         own = check_origin(saved.training, self.run, self.cfg, str(saved.saved.path))
         self.inner.restore(saved)
         self.training_seconds, self.env_steps = own["seconds"], own["env_steps"]
+        self.episodes = own.get("episodes", 0)  # runs of earlier versions did not count them
         # Checkpoints from before it was counted have the time of training only.
         self._seconds_before = own.get("wall_seconds", own["seconds"])
         self.step = saved.training["loop"]["step"]

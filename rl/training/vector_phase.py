@@ -37,7 +37,7 @@ class VectorPhase(ABC):
 
     def _begin(self) -> None:
         self.restart(0)
-        self._resumable = self._environment_state() is not None
+        self.resumable = self._environment_state() is not None
 
     def restart(self, step: int) -> None:
         """All environments begin afresh; the episodes that follow are a function of (seed, rank, step)."""
@@ -50,13 +50,16 @@ class VectorPhase(ABC):
 
     def _numbers(self, start: float, **more: float) -> dict[str, float]:
         """Collective. Of the collection begun at `start` (time.monotonic), with `more` of it, means over ranks."""
+        before = self.statistics.episodes
         steps = self.statistics.flush()
         line = {**self.statistics.means(), **self.statistics.losses(), "env_steps": float(steps), **more}
+        line["episodes"] = float(self.statistics.episodes - before)
         line["env_steps_per_s"] = steps / (time.monotonic() - start)
         line = self.ctx.mean(line)
-        for sums in {"env_steps", "env_steps_per_s", "environment_failures"} & line.keys():
+        for sums in {"env_steps", "env_steps_per_s", "environment_failures", "episodes"} & line.keys():
             line[sums] *= self.ctx.world_size
-        line["env_steps"] = round(line["env_steps"])
+        for count in ("env_steps", "episodes"):
+            line[count] = round(line[count])
         return line
 
     @torch.no_grad()
@@ -68,7 +71,7 @@ class VectorPhase(ABC):
 
     def boundary(self, step: int) -> None:
         """Environments that cannot be saved begin afresh here, in the uninterrupted run, too."""
-        if not self._resumable:
+        if not self.resumable:
             self.restart(step)
         self.ctx.assert_ranks_equal(self.networks, f"parameters at {self.unit} {step}")
 
@@ -76,7 +79,7 @@ class VectorPhase(ABC):
         """Videos belong to the play command."""
 
     def _with_environments(self, state: CheckpointState) -> CheckpointState:
-        if self._resumable:
+        if self.resumable:
             state.rank_files["environments"] = self._environment_state()
         return state
 

@@ -81,4 +81,4 @@ def test_the_diffusion_preset_is_a_transformer_of_four_blocks_of_128_and_ten_ste
     policy = DiffusionPolicy(cfg, SPACE, 7)
     assert (len(policy.networks.actor.blocks), policy.networks.actor.width, cfg.denoising_steps) == (4, 128, 10)
     assert cfg.learning_starts == 64 and cfg.report_episodes == 10
-    assert preset("dit").arm.save_every == 10 * HORIZON
+    assert preset("dit").arm.save_every_episodes == preset("dit").rl.save_every_episodes == 10
