@@ -9,12 +9,6 @@ from tests.training import adversarial_runs, policy_runs, student_runs, teacher_
 
 QUIET = ("logging.tensorboard=false", "training.num_threads=1")
 NO_MEDIA = ("training.video_save_every=0", "training.sample_save_every=0")
-DIT = (
-    "diffusion.num_envs=4", "diffusion.batch_size=16", "diffusion.actor_batch_size=8", "diffusion.learning_starts=32",
-    "diffusion.train_samples=2", "diffusion.act_samples=2", "diffusion.eval_samples=2", "diffusion.entropy_actions=1",
-    "diffusion.denoising_steps=3", "diffusion.network.width=16", "diffusion.network.num_blocks=1",
-    "diffusion.network.num_heads=2", "diffusion.network.critic_hidden=[16]",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ CASES = {
     "a2c": _arm("A2C"),
     "sac": _arm("SAC"),
     "fastsac": _arm("FASTSAC"),
-    "dit": _arm("DIT", *DIT, steps=192, every=48),
+    "dit": _arm("DIT", steps=192, every=48),
     "physics": _arm("PPO", *SMALL_PPO, "arm.physics=true"),
     "teacher": Case("teacher", train_teacher_rl.main, _teacher, ("tokenizer",)),
     "student": Case("student", train_student_rl.main, _student, ("teacher",)),

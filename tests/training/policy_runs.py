@@ -16,7 +16,12 @@ SMALL = {
 }  # fmt: skip
 SMALL["A2C"] = ["ppo.num_envs=4", "ppo.network.hidden=[16]"]
 SMALL["SAC"] = SMALL["FASTSAC"]
-SMALL["DIT"] = []
+SMALL["DIT"] = [
+    "diffusion.num_envs=4", "diffusion.batch_size=16", "diffusion.actor_batch_size=8", "diffusion.learning_starts=32",
+    "diffusion.train_samples=2", "diffusion.act_samples=2", "diffusion.eval_samples=2", "diffusion.entropy_actions=1",
+    "diffusion.denoising_steps=3", "diffusion.network.width=16", "diffusion.network.num_blocks=1",
+    "diffusion.network.num_heads=2", "diffusion.network.critic_hidden=[16]",
+]  # fmt: skip
 MEASURED = ["eval_episodes=4", "final_episodes=8"]
 
 

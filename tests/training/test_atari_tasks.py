@@ -63,7 +63,8 @@ def test_a_game_without_its_package_names_the_command(monkeypatch: pytest.Monkey
 
 def test_published_ppo_trains_on_a_game(game: str, tmp_path: Path) -> None:
     small = ["ppo.num_envs=2", "ppo.n_steps=8", "ppo.minibatch_size=0", "ppo.network.cnn_width=16"]
-    small += ["ppo.network.hidden=[]", "atari.screen_size=36", "rl.eval_every=9", "rl.final_episodes=2"]
+    small += ["ppo.network.hidden=[]", "atari.screen_size=36", "rl.eval_every=9"]
+    small += ["rl.eval_episodes=2", "rl.final_episodes=2"]
     chosen = ("--task", game, "rl.preset=ppo37_atari", "--max_iterations", "2")
     assert policy_runs.rl("PPO", tmp_path / "run", *chosen, *small) == 0
     found = policy_runs.result(tmp_path / "run")

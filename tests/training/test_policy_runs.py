@@ -14,7 +14,9 @@ from rl.config import load
 from rl.envs.registry import make_vector_env
 from rl.training import policy_phase, provenance
 from rl.training.checkpoint import load_plain, open_checkpoint
-from rl.training.policies import task_options
+from rl.training.off_policy_phase import OffPolicyPhase
+from rl.training.parallel_utils import ParallelContext
+from rl.training.policies import build_phase, make_env, task_options
 from rl.training.policy_evaluation import Evaluation
 from tests.training import policy_runs
 from tests.training.teacher_runs import parameters_equal
@@ -44,6 +46,110 @@ def test_ppo_on_pictures_tells_its_critic_where_the_target_is(run: str) -> None:
     env = make_vector_env("VisionArmReach-v1", 1, options=chosen["PPO"])
     assert set(env.observation_space.spaces) == {"pixels", "state", "critic"}
     env.close()
+
+
+@pytest.mark.parametrize("run", ["arm", "rl"])
+def test_pictures_are_made_and_kept_as_the_block_arm_says(run: str, world: ParallelContext) -> None:
+    task = {"arm": "arm.vision=true", "rl": "rl.task=VisionArmReach-v1"}[run]
+    small = [f"{run}.algorithm=SAC", f"{run}.num_envs=1", "sac.buffer_size=50", "sac.network.picture_features=8"]
+    cfg = load(None, [task, *small, "arm.frame_stack=2", "arm.image_size=40"], run)
+    env = make_env(cfg, run, 1, world.device, 0)
+    phase = build_phase(cfg, run, env, world, 100)
+    assert isinstance(phase, OffPolicyPhase)
+    assert env.observation_space["pixels"].shape == (2 * 9, 40, 40)  # two frames of three cameras
+    assert phase.replay.layout["pixels"].frame == (9, 40, 40)
+    phase.close()
+
+
+@pytest.mark.parametrize("task", ["ArmReach-v1", "ArmReachPhysics-v1"])
+def test_rl_gives_its_reaching_task_the_bonus_that_the_block_arm_asks_for(task: str) -> None:
+    for bonus, width in ((False, 21), (True, 22)):  # with a flag that says whether it was given
+        cfg = load(None, [f"rl.task={task}", f"arm.reach_bonus={str(bonus).lower()}"], "rl")
+        env = make_env(cfg, "rl", 1, torch.device("cpu"), 0)
+        assert env.observation_space.shape == (width,)
+        env.close()
+
+
+PIXELS = ["--vision", "--image-size", "36", "--frame-stack", "2", "--steps", "16"]
+PIXELS += ["arm.eval_episodes=1", "arm.final_episodes=1"]  # drawing dominates
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "layer", "inputs"),
+    [
+        # 17 numbers of the arm, and 16 points of two coordinates for each of 2 frames of 3 cameras.
+        ("PPO", ["ppo.num_envs=2", "ppo.n_steps=4", "ppo.minibatch_size=4"], "actor_body.0.weight", 17 + 192),
+        # 2 frames of 3 cameras of 3 colours.
+        (
+            "FASTSAC",
+            ["sac.num_envs=2", "sac.batch_size=8", "sac.learning_starts=8", "sac.buffer_size=64"],
+            "critic.features.encoders.picture_pixels.convolutions.0.weight",
+            18,
+        ),
+    ],
+)
+def test_an_arm_learns_from_pictures_of_the_size_and_number_asked_for(
+    algorithm: str, settings: list[str], layer: str, inputs: int, tmp_path: Path
+) -> None:
+    place = tmp_path / "run"
+    assert policy_runs.arm(algorithm, place, *PIXELS, *settings) == 0
+    found, last = policy_runs.result(place), policy_runs.lines(place)[-1]
+    assert (found["algorithm"], found["task"], found["env_steps"]) == (algorithm, "VisionArmReach-v1", 16)
+    assert last["updates"] > 0 and all(math.isfinite(v) for k, v in last.items() if "loss" in k)
+    assert open_checkpoint(place).read("model.pt")[layer].shape[1] == inputs
+
+
+@pytest.mark.parametrize("algorithm", ["SAC", "DIT"])
+def test_an_arm_learns_from_replay(algorithm: str, tmp_path: Path) -> None:
+    place = tmp_path / "run"
+    fewer = ["diffusion.updates_per_step=2"] if algorithm == "DIT" else []
+    assert policy_runs.arm(algorithm, place, "--steps", "128", *EVERY, *fewer) == 0
+    found, last = policy_runs.result(place), policy_runs.lines(place)[-1]
+    assert (found["algorithm"], found["task"], found["env_steps"]) == (algorithm, "ArmReach-v1", 128)
+    losses = {k: v for k, v in last.items() if "loss" in k}
+    assert {"arm/critic_loss", "arm/actor_loss"} <= losses.keys() and all(map(math.isfinite, losses.values()))
+
+
+@pytest.mark.parametrize("run", ["arm", "rl"])
+def test_the_diffusion_policy_is_saved_whenever_ten_episodes_are_over(run: str, tmp_path: Path) -> None:
+    """Five environments with 100 steps an episode, which begin somewhere within their first one: in every 100 steps
+    each ends once, so the 10th episode is over after the 101st to the 200th of 500, the 20th in the 301st to 400th."""
+    size = {"arm": ["--steps", "2500"], "rl": ["--task", "ArmReach-v1", "--max_iterations", "500"]}[run]
+    unit = {"arm": 5, "rl": 1}[run]
+    extra = (*size, "diffusion.num_envs=5", "diffusion.learning_starts=100000", "diffusion.buffer_size=2500")
+    rest = (f"{run}.save_every=100000", f"{run}.eval_every=100000", "training.keep_checkpoints=9")
+    start = policy_runs.arm if run == "arm" else policy_runs.rl
+    assert start("DIT", tmp_path / "run", *extra, *rest) == 0
+    saved = sorted(int(p.name.split("-")[1]) for p in (tmp_path / "run").glob("checkpoint-*"))
+    assert len(saved) == 3
+    assert 100 < saved[0] / unit <= 200 and 300 < saved[1] / unit <= 400 and saved[2] / unit == 500
+    resume = ("--resume", str(tmp_path / "run" / f"checkpoint-{saved[0]}"))
+    assert start("DIT", tmp_path / "fork", *extra, *rest, *resume) == 0
+    assert {p.name for p in (tmp_path / "fork").glob("checkpoint-*")} == {f"checkpoint-{n}" for n in saved[1:]}
+
+
+def test_where_episodes_begin_anew_at_a_checkpoint_so_many_of_each_environment_are_waited_for(tmp_path: Path) -> None:
+    """Pendulum's episodes have 200 steps, all end together; two of each of the two environments are 400 steps."""
+    size = ("--task", "Pendulum-v1", "--max_iterations", "8", "rl.save_every=100", "rl.eval_every=100")
+    extra = ("sac.num_envs=2", "sac.vector_steps=100", "sac.learning_starts=100000", "sac.buffer_size=2000")
+    assert policy_runs.rl("SAC", tmp_path / "run", *size, *extra, "rl.save_every_episodes=2") == 0
+    assert {p.name for p in (tmp_path / "run").glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-8"}
+
+
+def test_published_qvpo_is_a_preset_that_learns(tmp_path: Path) -> None:
+    cut = {
+        "num_envs": 1, "batch_size": 2, "actor_batch_size": 2, "learning_starts": 4, "buffer_size": 100,
+        "network.width": 16, "network.num_blocks": 1, "network.num_heads": 2, "network.critic_hidden": "[16]",
+    }  # fmt: skip
+    kept = {  # what is published, not what SMALL says
+        "train_samples": 64, "act_samples": 4, "eval_samples": 32, "entropy_actions": 10, "denoising_steps": 20,
+    }  # fmt: skip
+    extra = ["--task", "ArmReach-v1", "--max_iterations", "5", "rl.preset=qvpo"]
+    extra += ["rl.save_every=100", "rl.eval_every=100", "rl.eval_episodes=1", "rl.final_episodes=1"]
+    extra += [f"diffusion.{key}={value}" for key, value in (cut | kept).items()]
+    assert policy_runs.rl("DIT", tmp_path / "run", *extra) == 0
+    last = policy_runs.lines(tmp_path / "run")[-1]
+    assert last["updates"] == 2 and math.isfinite(last["rl/critic_loss"]) and math.isfinite(last["rl/actor_loss"])
 
 
 def test_a_run_writes_numbers_checkpoints_metrics_and_its_best_model(ppo_run: Path) -> None:
