@@ -52,7 +52,7 @@ def explored(
     return rows
 
 
-def screen_shares(records: list[EpisodeRecord]) -> list[npt.NDArray[np.float64]]:
+def screen_shares(records: list[EpisodeRecord]) -> list[npt.NDArray[np.floating]]:
     """Share of the wrist camera's view that the noisy screen fills (F,), by episode; nothing is assumed to hide it."""
     from rl.sims.noisy_screen import CENTER, HALF_SIZE
     from rl.sims.sapien_tabletop import WRIST_FOV
