@@ -37,9 +37,10 @@ class LoadedRun:
 
 
 def weights_of(saved: SavedCheckpoint) -> dict[str, str]:
-    """Directory and hash of the weights: plain data."""
+    """Directory, from the working directory where it lies below, and hash of the weights: plain data."""
     entry = next(f for f in saved.manifest["files"] if f["name"] == "model.pt")
-    return {"path": str(saved.path), "sha256": entry["sha256"]}
+    path, here = saved.path.resolve(), Path.cwd()
+    return {"path": str(path.relative_to(here) if path.is_relative_to(here) else path), "sha256": entry["sha256"]}
 
 
 def load_run(path: Path | None, flag: str, args: cli.Args, device: torch.device, phase: str | None = None) -> LoadedRun:

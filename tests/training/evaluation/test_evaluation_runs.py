@@ -63,6 +63,18 @@ def _frames(path: Path) -> tuple[tuple[int, int], int]:
     return next(reader)["size"], sum(1 for _ in reader)
 
 
+def test_weights_are_named_by_their_place_below_the_working_directory(
+    teacher_with_heads: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    saved = open_checkpoint(teacher_with_heads)
+    monkeypatch.chdir(teacher_with_heads.parent)
+    here = weights_of(saved)
+    monkeypatch.chdir(tmp_path)
+    elsewhere = weights_of(saved)
+    assert here["path"] == f"{teacher_with_heads.name}/{saved.path.name}" and here["sha256"] == elsewhere["sha256"]
+    assert elsewhere["path"] == str(saved.path.resolve())
+
+
 def test_a_game_is_measured_beside_random_actions_and_beside_its_teacher_in_the_same_scenes(
     adversarial_run: Path, teacher_with_heads: Path, tmp_path: Path, played: list[list[EpisodeRecord]]
 ) -> None:
