@@ -4,6 +4,7 @@ import fnmatch
 from collections.abc import Sequence
 from typing import Any
 
+from rl import config as rl_config
 from rl.config import POLICY_BLOCKS
 
 # The architecture itself is compared key by key under "arch", so the name of its file may change.
@@ -59,10 +60,13 @@ def check_drift(
 ) -> list[str]:
     """Notes "key old -> new" for benign and for `allowed` changes; any other change raises ValueError listing each key.
 
-    `old` and `new` are nested dicts (`config.to_dict`); architecture keys stand under "arch". Also raises for an
-    allowed key that does not exist, and for one of the architecture: saved weights would not fit.
+    `old` and `new` are nested dicts (`config.to_dict`); architecture keys stand under "arch". A key that `old`, written
+    by an earlier version, does not have yet counts as its default. Also raises for an allowed key that does not exist,
+    and for one of the architecture: saved weights would not fit.
     """
     known = flatten(new)
+    defaults = flatten(rl_config.to_dict(rl_config.Config()))
+    old = {k: v for k, v in defaults.items() if k in known} | flatten(old)
     for key in allowed:
         if key.startswith("arch."):
             raise ValueError(f"--allow_drift {key}: the architecture of a run cannot change, its weights would not fit")

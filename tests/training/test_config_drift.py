@@ -43,6 +43,15 @@ def test_any_other_key_is_refused_with_old_and_new_value(key: str) -> None:
         drift(key, 12345)
 
 
+def test_a_key_that_came_with_a_later_version_counts_as_its_default() -> None:
+    earlier, now = to_dict(Config()), to_dict(Config())
+    del earlier["teacher"]["screen_share"]
+    assert check_drift(earlier, now, "teacher", "config.yaml") == []
+    now["teacher"]["screen_share"] = 0.3
+    with pytest.raises(ValueError, match=r"teacher\.screen_share 0\.0 -> 0\.3"):
+        check_drift(earlier, now, "teacher", "config.yaml")
+
+
 def test_the_block_of_the_running_phase_counts() -> None:
     with pytest.raises(ValueError, match=r"student\.rewards\.wm_uncertainty_weight 0\.5 -> 2"):
         drift("student.rewards.wm_uncertainty_weight", 2, phase="student")
