@@ -35,7 +35,8 @@ def train(args: argparse.Namespace, seed: int, name: str, *extra: str) -> Path:
     if all(comparison(game, against).is_file() for against in AGAINST):
         return directory
     start(
-        "rl.training.train_adversarial_rl", "--teacher_checkpoint", args.teacher, "--student_checkpoint", args.student,
+        "rl.training.train_adversarial_rl", "--teacher_checkpoint", args.teacher, "--student_checkpoint",
+        args.student.format(seed=seed),
         "--output_dir", str(directory), "--total_iterations", str(args.iterations), "--seed", str(seed),
         "--num_envs", str(args.num_envs), "--auto_resume", "training.save_every=4", "training.video_save_every=0",
         "training.sample_save_every=0", *SIZE, *extra, *args.overrides,
@@ -111,7 +112,7 @@ def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", required=True)
-    parser.add_argument("--student", required=True)
+    parser.add_argument("--student", required=True, help="{seed} in it stands for the seed of the game")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--iterations", type=int, default=16)
     parser.add_argument("--num_envs", type=int, default=4)
