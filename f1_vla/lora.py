@@ -61,10 +61,8 @@ def add_lora(policy: F1Policy, role: Role, config: LoraConfig) -> list[str]:
         # Several adapters on one base are meant here.
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         inject_adapter_in_model(config, policy, adapter_name=role.value)
-    for layer in policy.modules():
-        if isinstance(
-            layer, LoraLayer
-        ):  # PEFT leaves the newest adapter active alone: those of other roles fell silent
+    for layer in policy.modules():  # PEFT leaves the newest adapter active alone, and those of other roles silent
+        if isinstance(layer, LoraLayer):
             layer.set_adapter(list(layer.lora_A))
     added = [n for n, _ in policy.named_parameters() if f".{role.value}." in n and ".lora_" in n]
     for name, p in policy.named_parameters():
