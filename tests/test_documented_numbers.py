@@ -165,6 +165,27 @@ def test_the_readme_shows_the_measured_speed_of_phase_2() -> None:
     assert f"takes {rows[2]['seconds']['update']:.1f} s" in readme
 
 
+def test_the_readme_shows_what_uncertainty_warns_of() -> None:
+    found = measured("teacher_heads_evaluation")["measures"]
+    unfamiliar = ("action_scale=0.3", "num_objects=24", "domain_randomization.random_appearance=true")
+    keys = ["auroc/high_loss", *(f"auroc/unfamiliar/{kind}" for kind in unfamiliar)]
+    rows = rows_after((REPO / "README.md").read_text(encoding="utf-8"), "Does the disagreement of the ensemble warn?")
+    for key, cells in zip(keys, rows, strict=True):
+        for name, cell in zip(("disagreement", "entropy", "nll"), cells[1:], strict=True):
+            if f"{key}/{name}" in found:
+                m = found[f"{key}/{name}"]
+                assert all(shown(p, m[k]) for p, k in zip(NUMBER.findall(cell), ("mean", "low", "high"), strict=True))
+            else:
+                assert cell == "-"
+
+
+def test_the_readme_shows_what_the_noisy_screen_pays() -> None:
+    words = " ".join((REPO / "README.md").read_text(encoding="utf-8").split())
+    (run,) = [r for r in runs_of("noisy_screen") if r["teacher"].endswith("teacher_screen")]
+    pays = {k: v["mean"] / v["std"] for k, v in run["measures"].items()}
+    assert f"pays {pays['entropy']:.1f} spreads of the entropy reward and {pays['disagreement']:.1f} of the" in words
+
+
 def test_the_readme_shows_the_measured_speed_of_the_rl_core() -> None:
     readme = (REPO / "README.md").read_text(encoding="utf-8")
     words = " ".join(readme.split())
