@@ -17,6 +17,7 @@ from rl.training import cli, config_drift, policies, policy_results, provenance,
 from rl.training.atomic_io import atomic_path, write_atomic
 from rl.training.run_dir import ResumeMode
 
+CURVE_POINTS = 10  # evaluations along each run, at least
 _OF_COMPARE = ("arm.compare", "arm.algorithm", "arm.steps", "arm.output_dir", "training.seed")
 # A resume may change these, but the numbers of a finished run are of the old ones.
 _MEASURED = (
@@ -64,6 +65,9 @@ def _single(args: cli.Args, algorithm: str, seed: int, folder: Path) -> cli.Args
         f"arm.algorithm={algorithm}", f"training.seed={seed}", f"arm.steps={args.config.arm.compare_steps}",
         f"arm.output_dir={json.dumps(str(place))}",
     ]  # fmt: skip
+    if not any(o.split("=")[0] == "arm.eval_every" for o in given):
+        arm = args.config.arm
+        given.append(f"arm.eval_every={max(1, min(arm.eval_every, arm.compare_steps // CURVE_POINTS))}")
     config = rl_config.load(args.config_file, given, "arm")
     return dataclasses.replace(args, config=config, resume=ResumeMode.auto, json=None, overrides=given)
 
@@ -137,7 +141,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             length = min(len(c) for c in curves)
             x = [sum(c[i]["env_steps"] for c in curves) / len(curves) for i in range(length)]
             ys = [[c[i][key] for c in curves] for i in range(length)]
-            axis.plot(x, [sum(y) / len(y) for y in ys], label=algorithm)
+            axis.plot(x, [sum(y) / len(y) for y in ys], label=algorithm, marker="o", markersize=3)
             axis.fill_between(x, [min(y) for y in ys], [max(y) for y in ys], alpha=0.2)
         axis.set_xlabel("environment steps")
         axis.set_ylabel(label)

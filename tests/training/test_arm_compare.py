@@ -1,7 +1,9 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from rl import config as rl_config
 from rl.training import arm_compare, cli, policies, train_arm
@@ -77,8 +79,8 @@ def test_numbers_of_another_configuration_are_not_shown_again(tmp_path: Path, mo
     with pytest.raises(ValueError, match="another --output_dir, or remove") as refused:
         compared(tmp_path, *other)
     assert (
-        "ppo_seed0/config.yaml: this run of the comparison is done, with another configuration: arm.final_episodes "
-        "1000 -> 7; arm.steps 128 -> 256; ppo.gamma 0.8 -> 0.5; training.device cpu -> cuda. "
+        "ppo_seed0/config.yaml: this run of the comparison is done, with another configuration: arm.eval_every "
+        "12 -> 25; arm.final_episodes 1000 -> 7; arm.steps 128 -> 256; ppo.gamma 0.8 -> 0.5; training.device cpu -> cuda. "
     ) in str(refused.value)
     assert (tmp_path / "comparison.md").read_bytes() == table
 
@@ -86,3 +88,18 @@ def test_numbers_of_another_configuration_are_not_shown_again(tmp_path: Path, mo
 def test_flags_of_a_single_run_do_not_go_with_a_comparison(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     assert run_here(train_arm.main, ["--compare", "--overwrite", "--output_dir", str(tmp_path)], "arm") == 4
     assert "leave --resume and --overwrite out" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "every"), [([], 1000), (["arm.eval_every=5000"], 5000), (["--compare-steps", "500000"], 20_000)]
+)
+def test_a_short_comparison_still_has_curves(tmp_path: Path, given: list[str], every: int) -> None:
+    args = cli.parse("arm", ["--compare", "--compare-steps", "10000", *given])
+    assert arm_compare._single(args, "SAC", 0, tmp_path).config.arm.eval_every == every
+
+
+def test_a_curve_of_one_point_can_be_seen(tmp_path: Path) -> None:
+    arm_compare.draw([fake("PPO", 0, 0.9)], tmp_path / "picture.png")
+    picture = np.rint(255 * imread(tmp_path / "picture.png")[:, 600:, :3])  # the right one: it has no legend
+    first_color = np.array([0x1F, 0x77, 0xB4])  # of matplotlib's default cycle
+    assert (np.abs(picture - first_color).sum(-1) < 12).sum() > 5
