@@ -80,7 +80,8 @@ def test_numbers_of_another_configuration_are_not_shown_again(tmp_path: Path, mo
         compared(tmp_path, *other)
     assert (
         "ppo_seed0/config.yaml: this run of the comparison is done, with another configuration: arm.eval_every "
-        "12 -> 25; arm.final_episodes 1000 -> 7; arm.steps 128 -> 256; ppo.gamma 0.8 -> 0.5; training.device cpu -> cuda. "
+        "12 -> 25; arm.final_episodes 1000 -> 7; arm.steps 128 -> 256; ppo.gamma 0.8 -> 0.5; training.device cpu -> "
+        "cuda. "
     ) in str(refused.value)
     assert (tmp_path / "comparison.md").read_bytes() == table
 
