@@ -31,6 +31,10 @@ from rl.models.recurrent import State
 from rl.types import TensorTree
 
 KL_FACTOR = 1.5  # of the adaptive learning rate
+# Of every optimizer step, in this order.
+STATISTICS = (
+    "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "analytic_kl", "estimator_loss", "grad_norm"
+)  # fmt: skip
 
 
 class Parallel(Protocol):
@@ -132,7 +136,7 @@ class PPO:
         trained = [p for p in self.policy.parameters() if p.requires_grad]
         before = [p.detach().clone() for p in trained]
         self._clipped = None
-        sums, updates, stopped = torch.zeros(7, device=batch.logp.device), 0, False
+        sums, updates, stopped = torch.zeros(len(STATISTICS), device=batch.logp.device), 0, False
         scale = batch.scale
         for epoch in self._epochs(batch):
             for minibatch in epoch:
@@ -151,10 +155,11 @@ class PPO:
                 for p, old in zip(trained, before, strict=True):
                     p.copy_(old)
             raise FloatingPointError(f"loss, statistics and gradient norm of the update are {values}")
-        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "analytic_kl", "grad_norm")
-        line = dict(zip(names, values, strict=True))
+        line = dict(zip(STATISTICS, values, strict=True))
         if self.cfg.schedule is not LearningRate.adaptive_kl:
             del line["analytic_kl"]
+        if not self.cfg.network.estimator:
+            del line["estimator_loss"]
         weights = None if batch.weights is None else batch.weights.flatten()
         explained = L.explained_variance(batch.values.flatten(), batch.returns.flatten(), weights)
         return {
@@ -228,7 +233,7 @@ class PPO:
             minibatch = minibatch._replace(advantages=normalized)
         denominator = self._denominator(minibatch)
         parts = [minibatch] if self.micro_batches == 1 else self._micro(minibatch)
-        stats = torch.zeros(6, device=minibatch.logp.device)
+        stats = torch.zeros(len(STATISTICS) - 1, device=minibatch.logp.device)
         norm = stats.new_zeros(())
         go_on = True
         for i, part in enumerate(parts, 1):
@@ -267,7 +272,7 @@ class PPO:
     def _losses(
         self, m: Minibatch, scale: Tensor, clip: Tensor, denominator: Tensor | None
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Loss, and policy loss, value loss, entropy, approximate KL, clip fraction, analytic KL as one tensor."""
+        """Loss, and all `STATISTICS` but the last one as one tensor."""
         cfg = self.cfg
         found: Evaluation = self.wrapped(m.observation, m.actions, m.state, m.begins)
         policy = L.clipped_surrogate(found.logp, m.logp, m.advantages, clip, m.weights, denominator)
@@ -276,6 +281,10 @@ class PPO:
             value = 0.5 * value
         entropy = L.entropy_bonus(found.entropy, m.weights, denominator)
         loss = policy - cfg.entropy_coef * entropy + cfg.value_coef * value
+        estimator = torch.zeros_like(loss)
+        if found.estimator_error is not None:
+            estimator = L.weighted_mean(found.estimator_error, m.weights, denominator)
+            loss = loss + cfg.estimator_coef * estimator
         with torch.no_grad():
             analytic = torch.zeros_like(loss)
             if m.out is not None:
@@ -283,7 +292,7 @@ class PPO:
                 analytic = L.weighted_mean(kl, m.weights)
             stats = torch.stack([
                 policy, value, entropy, L.approx_kl(found.logp, m.logp, m.weights),
-                L.clip_fraction(found.logp, m.logp, clip, m.weights), analytic,
+                L.clip_fraction(found.logp, m.logp, clip, m.weights), analytic, estimator,
             ])  # fmt: skip
         return loss, stats
 

@@ -78,6 +78,10 @@ class PPONetworkConfig:
     encoder: Encoder = Encoder.auto
     cnn_width: int = 512
     lstm: int = 0  # width of an LSTM after the encoder, shared by actor and critic; 0: none
+    # Width of the hidden layer that estimates, from what the actor sees, what the critic alone is shown. Trained on the
+    # truth (ppo.estimator_coef); the actor is given the estimate (Ji et al. 2022, "Concurrent training of a control
+    # policy and a state estimator"). 0: none.
+    estimator: int = 0
     init: InitKind = InitKind.orthogonal
     std: StdKind = StdKind.log
     init_std: float = 1.0
@@ -103,6 +107,9 @@ class PPOConfig:
     value_loss: ValueLoss = ValueLoss.mse
     value_coef: float = 0.5
     entropy_coef: float = 0.0
+    estimator_coef: float = (
+        1.0  # of the mean squared error of ppo.network.estimator, in units of normalised observations
+    )
     max_grad_norm: float = 0.5
     grad_clip: GradClip = GradClip.joint
     kl_stop: float | None = None  # ends the update when approx_kl of a minibatch exceeds it
@@ -136,6 +143,7 @@ class PPOConfig:
             ("num_minibatches", self.num_minibatches, 1),
             ("minibatch_size", self.minibatch_size, 0),
             ("network.lstm", self.network.lstm, 0),
+            ("network.estimator", self.network.estimator, 0),
             ("network.cnn_width", self.network.cnn_width, 1),
             *(("network.hidden", width, 1) for width in self.network.hidden),
         ]:
@@ -169,6 +177,7 @@ class PPOConfig:
         for name, factor in [
             ("value_coef", self.value_coef),
             ("entropy_coef", self.entropy_coef),
+            ("estimator_coef", self.estimator_coef),
             ("optimizer_eps", self.optimizer_eps),
             ("final_lr_fraction", self.final_lr_fraction),
             ("clip_range_final_fraction", self.clip_range_final_fraction),

@@ -25,6 +25,7 @@ class Evaluation(NamedTuple):
     entropy: Tensor  # (N,)
     values: Tensor  # (N,)
     out: Tensor  # (N, P) what the distribution is made of
+    estimator_error: Tensor | None = None  # (N,) mean squared error over what the critic alone is shown
 
 
 class Drawn(NamedTuple):
@@ -78,7 +79,7 @@ def _is_picture(space: gym.spaces.Box, encoder: Encoder) -> bool:
 
 
 class ActorCritic(nn.Module):
-    """encoder -> [LSTM] -> hidden layers of actor and critic (one trunk when `shared`) -> heads."""
+    """encoder -> [LSTM] -> [estimator] -> hidden layers of actor and critic (one trunk when `shared`) -> heads."""
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, cfg: PPONetworkConfig) -> None:
         """Raises ValueError for spaces it cannot serve."""
@@ -91,6 +92,15 @@ class ActorCritic(nn.Module):
             self.critic_encoder = ObservationEncoder(observation_space, cfg, privileged=True)
         self.lstm = ResettingLSTM(self.encoder.width, cfg.lstm, cfg.init) if cfg.lstm else None
         width = cfg.lstm or self.encoder.width
+        self.estimator: nn.Module | None = None
+        if cfg.estimator:
+            if self.critic_encoder is None or self.critic_encoder.pictures:
+                raise ValueError(
+                    "ppo.network.estimator needs a task that shows the critic more than the actor, as vectors (for "
+                    "reaching with cameras: arm.privileged_critic=true)"
+                )
+            self.estimator = mlp([width, cfg.estimator, self.critic_encoder.width], cfg.activation, activate_last=False)
+            width += self.critic_encoder.width
         last = cfg.hidden[-1] if cfg.hidden else width
         self.distribution = make_distribution(action_space, cfg.std, cfg.init_std)
         self.actor_body = mlp([width, *cfg.hidden], cfg.activation, activate_last=True)
@@ -105,7 +115,7 @@ class ActorCritic(nn.Module):
         if self.masked and isinstance(self.distribution, Gaussian):
             raise ValueError("an action_mask needs discrete actions")
         if cfg.init is InitKind.orthogonal:
-            for part in (self.encoder, self.critic_encoder, self.actor_body, self.critic_body):
+            for part in (self.encoder, self.critic_encoder, self.estimator, self.actor_body, self.critic_body):
                 if part is not None:
                     orthogonal_(part)
             orthogonal_(self.actor_head, 0.01)
@@ -124,9 +134,15 @@ class ActorCritic(nn.Module):
     ) -> Evaluation:
         """Of N rows; with an LSTM observations are (T, E, ...), `state` is that before row 0, N = T * E."""
         features, _ = self._features(observation, state, begins_TE)
+        error = None
+        if self.estimator is not None and self.critic_encoder is not None:
+            estimate = self.estimator(features)
+            error = (estimate.float() - self.critic_encoder(observation)).square().mean(-1)
+            features = torch.cat([features, estimate.detach()], -1)
         out = self._out(features, _flat(observation) if self.recurrent else observation)
         d = self.distribution
-        return Evaluation(d.log_prob(out, actions), d.entropy(out), self._value(features, observation), out)
+        value = self._value(features, observation)
+        return Evaluation(d.log_prob(out, actions), d.entropy(out), value, out, error)
 
     def step(
         self, observation: TensorTree, state: State | None, begins_E: Tensor
@@ -136,6 +152,8 @@ class ActorCritic(nn.Module):
             features, state = self._features(_sequence(observation), state, begins_E[None])
         else:
             features = self.encoder(observation)
+            if self.estimator is not None:
+                features = torch.cat([features, self.estimator(features)], -1)
         value = self._value(features, observation) if self.value_with_action else None
         return self._out(features, observation), value, state
 

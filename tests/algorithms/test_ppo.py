@@ -1,9 +1,12 @@
 """PPO's behaviour where no peer is the oracle: schedules, masks, autoreset, compilation, precision."""
 
+import dataclasses
 import math
 from contextlib import AbstractContextManager
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -256,3 +259,41 @@ def test_a_minibatch_smaller_than_its_micro_batches_is_refused() -> None:
     one = Learner.make(preset("ppo_reach", *SMALL, "minibatch_size=2"), WalkEnv(4), micro_batches=3)
     with pytest.raises(ValueError, match="gradient_accumulation_steps"):
         one.iterate()
+
+
+class Told(WalkEnv):
+    """The actor sees the walk's first two places, the critic all of them; all are x, 2 x, -x of one number."""
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__(num_envs)
+        box = self.observation_space
+        self.observation_space = gym.spaces.Dict({"state": gym.spaces.Box(-np.inf, np.inf, (2,)), "critic": box})
+
+    def _start(self) -> Tensor:
+        return torch.randn(self.num_envs, 3, generator=self.generator)
+
+    def _told(self, x: Tensor) -> dict[str, Tensor]:
+        whole = x[:, :1] * torch.tensor([1.0, 2.0, -1.0])
+        return {"state": whole[:, :2], "critic": whole}
+
+    def reset(self, seed: int | None = None) -> Any:
+        return self._told(super().reset(seed))  # type: ignore[arg-type]
+
+    def step(self, actions: Tensor) -> VectorStep:
+        s = super().step(actions)
+        told = {k: self._told(getattr(s, k)) for k in ("observation", "next_observation")}
+        return dataclasses.replace(s, **told)
+
+
+def test_the_estimator_s_error_is_part_of_the_loss_and_falls() -> None:
+    estimating = ("network.estimator=8", "learning_rate=0.01", "schedule=constant", "observation_norm=none")
+    one = learner("ppo_reach", "n_epochs=1", "minibatch_size=0", *estimating, env=Told(4))
+    policy, batch = one.policy, one.collect()
+    flat = {k: v.flatten(0, 1) for k, v in batch.observation.items()}
+    with torch.no_grad():
+        expected = (policy.estimator(flat["state"]) - flat["critic"]).square().mean()
+    assert one.ppo.update(batch, 0.0)["estimator_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    for _ in range(60):
+        line = one.iterate()
+    assert line["estimator_loss"] < 0.1 * expected
+    assert "estimator_loss" not in learner("ppo_reach").iterate()

@@ -145,3 +145,45 @@ def test_a_recurrent_deterministic_policy_remembers_until_told_of_a_new_episode(
     assert not torch.allclose(third[1], first[1])
     policy.begin()
     torch.testing.assert_close(policy(x), first)
+
+
+# --- an estimator of what the critic alone is shown ------------------------------------------------------------------
+
+TOLD = gym.spaces.Dict({"state": VECTOR, "critic": gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)})
+
+
+def estimating() -> tuple[ActorCritic, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    policy = ActorCritic(TOLD, ACTIONS, PPONetworkConfig(hidden=[8], estimator=6, init=InitKind.torch))
+    return policy, {"state": torch.randn(5, 3), "critic": torch.randn(5, 4)}
+
+
+def test_the_actor_is_given_the_estimate_and_never_the_truth() -> None:
+    policy, x = estimating()
+    out, _, _ = policy.step(x, None, NO_STATE)
+    hidden, last = policy.estimator[0], policy.estimator[2]
+    estimate = torch.tanh(x["state"] @ hidden.weight.T + hidden.bias) @ last.weight.T + last.bias
+    seen = torch.cat([x["state"], estimate], -1)
+    body = policy.actor_body[0]
+    by_hand = torch.tanh(seen @ body.weight.T + body.bias) @ policy.actor_head.weight.T + policy.actor_head.bias
+    torch.testing.assert_close(out[:, :2], by_hand)
+    other, _, _ = policy.step(x | {"critic": torch.randn(5, 4)}, None, NO_STATE)
+    assert torch.equal(out, other)
+    found = policy(x, torch.randn(5, 2))
+    torch.testing.assert_close(found.out, out)
+    torch.testing.assert_close(found.estimator_error, (estimate - x["critic"]).square().mean(-1))
+
+
+def test_the_estimator_learns_from_the_truth_alone_and_not_from_what_the_policy_wants() -> None:
+    policy, x = estimating()
+    own = list(policy.estimator.parameters())
+    policy(x, torch.randn(5, 2)).logp.sum().backward()
+    assert all(p.grad is None for p in own) and policy.actor_body[0].weight.grad[:, 3:].abs().sum() > 0
+    policy(x, torch.randn(5, 2)).estimator_error.sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in own)
+
+
+@pytest.mark.parametrize("space", [VECTOR, gym.spaces.Dict({"state": VECTOR, "critic": CAMERA})])
+def test_an_estimator_without_anything_to_estimate_is_refused(space: gym.Space) -> None:
+    with pytest.raises(ValueError, match=r"ppo\.network\.estimator .* arm\.privileged_critic=true"):
+        ActorCritic(space, ACTIONS, PPONetworkConfig(estimator=6))
