@@ -77,8 +77,9 @@ PIXELS += ["arm.eval_episodes=1", "arm.final_episodes=1"]  # drawing dominates
 @pytest.mark.parametrize(
     ("algorithm", "settings", "layer", "inputs"),
     [
-        # 17 numbers of the arm, and 16 points of two coordinates for each of 2 frames of 3 cameras.
-        ("PPO", ["ppo.num_envs=2", "ppo.n_steps=4", "ppo.minibatch_size=4"], "actor_body.0.weight", 17 + 192),
+        # 17 numbers of the arm, 16 points of two coordinates for each of 2 frames of 3 cameras, and the estimate of the
+        # 21 that the critic is shown.
+        ("PPO", ["ppo.num_envs=2", "ppo.n_steps=4", "ppo.minibatch_size=4"], "actor_body.0.weight", 17 + 192 + 21),
         # 2 frames of 3 cameras of 3 colours.
         (
             "FASTSAC",
