@@ -134,11 +134,10 @@ class ActorCritic(nn.Module):
     ) -> Evaluation:
         """Of N rows; with an LSTM observations are (T, E, ...), `state` is that before row 0, N = T * E."""
         features, _ = self._features(observation, state, begins_TE)
+        features, estimate = self._with_estimate(features)
         error = None
-        if self.estimator is not None and self.critic_encoder is not None:
-            estimate = self.estimator(features)
+        if estimate is not None and self.critic_encoder is not None:
             error = (estimate.float() - self.critic_encoder(observation)).square().mean(-1)
-            features = torch.cat([features, estimate.detach()], -1)
         out = self._out(features, _flat(observation) if self.recurrent else observation)
         d = self.distribution
         value = self._value(features, observation)
@@ -151,9 +150,7 @@ class ActorCritic(nn.Module):
         if self.recurrent:
             features, state = self._features(_sequence(observation), state, begins_E[None])
         else:
-            features = self.encoder(observation)
-            if self.estimator is not None:
-                features = torch.cat([features, self.estimator(features)], -1)
+            features, _ = self._with_estimate(self.encoder(observation))
         value = self._value(features, observation) if self.value_with_action else None
         return self._out(features, observation), value, state
 
@@ -193,6 +190,13 @@ class ActorCritic(nn.Module):
         flat = self.encoder(_flat(observation))
         features, state = self.lstm(flat.reshape(*begins.shape, -1), state, begins)
         return features.flatten(0, 1), state
+
+    def _with_estimate(self, features: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features of the actor, and the estimate among them; what the policy wants does not train the estimator."""
+        if self.estimator is None:
+            return features, None
+        estimate = self.estimator(features)
+        return torch.cat([features, estimate.detach()], -1), estimate
 
     def _out(self, features: Tensor, observation: TensorTree) -> Tensor:
         out = self.actor_head(self.actor_body(features)).float()
