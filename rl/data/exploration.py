@@ -34,7 +34,7 @@ def pose_voxels(poses_F7: Array, cell: float, direction_cell: float) -> set[tupl
 def board_share(poses_F7: Array, fov: float, center: Array, half_size: Array, rays: int = 32) -> Array:
     """Share of a square view of `fov` rad (F,) that a board fills, nothing standing before it; z is the line of sight.
 
-    poses_F7: position (m) and quaternion wxyz. center, half_size: (3,) in m; the board lies across the y axis. Counted
+    poses_F7: position (m) and quaternion wxyz. center, half_size: (3,) in m; the board lies across the z axis. Counted
     are the rays x rays lines of sight through the middles of equal cells of the view that meet it.
     """
     poses = np.asarray(poses_F7, np.float64)
@@ -43,10 +43,10 @@ def board_share(poses_F7: Array, fov: float, center: Array, half_size: Array, ra
     middles = np.tan(fov / 2) * ((np.arange(rays) + 0.5) / rays * 2 - 1)
     u, v = (m[None, :, :, None] for m in np.meshgrid(middles, middles))
     sight = z_axis[:, None, None] + u * x_axis[:, None, None] + v * y_axis[:, None, None]
-    ahead = np.where(np.abs(sight[..., 1]) < 1e-9, 1e-9, sight[..., 1])
-    way = (center[1] - poses[:, None, None, 1]) / ahead
+    ahead = np.where(np.abs(sight[..., 2]) < 1e-9, 1e-9, sight[..., 2])
+    way = (center[2] - poses[:, None, None, 2]) / ahead
     met = poses[:, None, None, :3] + way[..., None] * sight
-    inside = (np.abs(met[..., [0, 2]] - np.take(center, [0, 2])) < np.take(half_size, [0, 2])).all(-1)
+    inside = (np.abs(met[..., :2] - center[:2]) < half_size[:2]).all(-1)
     return np.asarray((inside & (way > 0)).mean((1, 2)))
 
 

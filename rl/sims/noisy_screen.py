@@ -1,4 +1,4 @@
-"""A screen beside the table that shows fresh noise at every step: nothing to learn there, much to be wrong about.
+"""A screen on the table that shows fresh noise at every step: nothing to learn there, much to be wrong about.
 
 Curiosity that rewards prediction error stays in front of it (the "noisy TV" of Burda et al. 2019).
 """
@@ -11,16 +11,16 @@ from sapien.render import RenderBodyComponent, RenderMaterial, RenderShapeBox, R
 from rl.sims.textures import to_rgba
 
 NAME = "noisy_screen"
-# It stands at the left of the arm's workspace and faces its middle: out of the first view of the wrist camera, in reach
-# of a turn of the first joint.
-CENTER = (0.45, 0.60, 0.30)  # m
-HALF_SIZE = (0.45, 0.01, 0.30)  # m
+# It lies flat in the left half of the arm's workspace: out of the first view of the wrist camera, which looks down, and
+# most of its view after the first joint has turned by 0.8 rad.
+CENTER = (0.40, 0.50, 0.001)  # m
+HALF_SIZE = (0.40, 0.30, 0.001)  # m
 CELLS = 24  # per side; each has a colour of its own
 TEXTURE_SIZE = 96  # px
 
 
 class NoisyScreen:
-    """Visible only: objects and arm pass through it."""
+    """Visible only: objects stand on the table under it, which is 2 mm lower."""
 
     def __init__(self, scene: sapien.Scene) -> None:
         self._texture = RenderTexture2D(self._picture(np.zeros((CELLS, CELLS, 3))), format="R8G8B8A8Unorm")

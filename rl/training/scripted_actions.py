@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from rl.training.collector import RandomActions
 
-TURN = {0: 0.9, 5: 0.6}  # rad of first and sixth joint, from the first pose to a view of the noisy screen
+TURN = 0.8  # rad of the first joint, from the first pose to a view of the noisy screen
 
 
 class TowardsScreen:
@@ -21,14 +21,13 @@ class TowardsScreen:
     def __init__(self, random: RandomActions, action_scale: float, share: float = 1.0) -> None:
         """`action_scale`: rad of a joint at action 1."""
         self.random, self.share = random, share
-        self.steps = {joint: round(angle / action_scale) for joint, angle in TURN.items()}
+        self.steps = round(TURN / action_scale)
 
     def __call__(self, observations: dict[str, npt.NDArray[Any]], episode: int, step: int) -> npt.NDArray[np.float32]:
         actions = self.random(observations, episode, step)
-        if self._turns(episode) and step < max(self.steps.values()):
+        if self._turns(episode) and step < self.steps:
             actions[:] = 0
-            for joint, steps in self.steps.items():
-                actions[:, joint] = step < steps
+            actions[:, 0] = 1
         return actions
 
     def _turns(self, episode: int) -> bool:

@@ -103,12 +103,11 @@ def test_novel_maps_have_too_few_tokens_in_common_with_every_map_of_the_referenc
 
 def test_a_board_fills_the_share_of_the_view_that_its_angles_take() -> None:
     # From 0.6 m a view of 90 degrees is 1.2 m wide: a board of 0.9 x 0.6 m fills 0.75 x 0.5 of it.
-    facing = [0.45, 0.0, 0.3, np.sqrt(0.5), -np.sqrt(0.5), 0.0, 0.0]  # z axis turned to +y
-    away = [0.45, 0.0, 0.3, np.sqrt(0.5), np.sqrt(0.5), 0.0, 0.0]
-    up = [0.45, 0.0, 0.3, 1.0, 0.0, 0.0, 0.0]
-    beside = [0.45, 0.0, 3.3, *facing[3:]]
-    share = board_share(
-        np.array([facing, away, up, beside]), np.pi / 2, np.array([0.45, 0.6, 0.3]), np.array([0.45, 0.01, 0.3])
-    )
-    # Straight up, the upper 0.3 m of the board lie at 63 degrees and more from the axis: outside.
-    np.testing.assert_allclose(share, [0.375, 0.0, 0.0, 0.0])
+    facing = [0.45, 0.3, 0.6, 0.0, 1.0, 0.0, 0.0]  # z axis turned down
+    away = [0.45, 0.3, 0.6, *UPRIGHT]
+    ahead = [0.45, 0.3, 0.6, HALF, -HALF, 0.0, 0.0]  # along +y: the board ends where this view begins, 45 degrees below
+    moved = [0.75, 0.3, 0.6, *facing[3:]]  # by a quarter of the view: five sixths of the board are left in it
+    beside = [0.45, 3.3, 0.6, *facing[3:]]
+    poses = np.array([facing, away, ahead, moved, beside])
+    share = board_share(poses, np.pi / 2, np.array([0.45, 0.3, 0.0]), np.array([0.45, 0.3, 0.01]))
+    np.testing.assert_allclose(share, [0.375, 0.0, 0.0, 0.3125, 0.0])

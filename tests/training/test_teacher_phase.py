@@ -46,7 +46,7 @@ def build(tokenizer_path: Path) -> Iterator[Build]:
 def test_the_share_of_episodes_that_face_the_screen_reaches_the_actions(build: Build) -> None:
     phase = build(["teacher.screen_share=0.5", "environment.domain_randomization.noisy_screen=true"])
     first = [phase.act({}, episode, 0)[0] for episode in (0, 1)]
-    assert len(first[0].nonzero()[0]) > 2 and first[1].nonzero()[0].tolist() == [0, 5]  # random; towards the screen
+    assert len(first[0].nonzero()[0]) > 2 and first[1].nonzero()[0].tolist() == [0]  # random; towards the screen
 
 
 def _batches(phase: TeacherPhase, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
