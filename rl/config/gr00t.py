@@ -69,5 +69,7 @@ def check_gr00t(cfg: GR00TConfig) -> None:
     for name, size in [("noise_level", cfg.noise_level), ("value_lr_scale", cfg.value_lr_scale)]:
         if size <= 0:
             raise ValueError(f"gr00t.{name} is {size}; it must be positive")
+    if cfg.backend == "none" and cfg.checkpoint is not None:
+        raise ValueError("gr00t.checkpoint is given, but gr00t.backend=none reads none; choose n1.7, or leave it out")
     if cfg.backend == "stub" and cfg.checkpoint is not None:
         raise ValueError("gr00t.backend=stub has random weights; for gr00t.checkpoint choose the backend n1.7")

@@ -171,13 +171,17 @@ class GR00TActorCritic(nn.Module):
         def velocity(x: Tensor, time: Tensor) -> Tensor:
             with self._autocast(x.device):
                 v = self.model.velocity(seen, embedded, x, time, robot)
-            return v if self.mix is None else v.index_copy(-1, self.slots, self.mix(v))
+            if self.mix is None:
+                return v
+            with torch.autocast(x.device.type, enabled=False):  # likelihoods stay float32 whatever training's precision
+                return v.index_copy(-1, self.slots, self.mix(v))
 
         return velocity
 
     def _value(self, seen: Context, proprio: Tensor) -> Tensor:
-        pooled = self.value_norm(seen.pooled().detach().float())
-        value: Tensor = self.value_head(torch.cat([pooled, proprio[:, : self.state_dims]], -1))[:, 0]
+        with torch.autocast(proprio.device.type, enabled=False):
+            pooled = self.value_norm(seen.pooled().detach().float())
+            value: Tensor = self.value_head(torch.cat([pooled, proprio[:, : self.state_dims]], -1))[:, 0]
         return value
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rl import config as rl_config
 from rl.algorithms.diffusion import DiffusionNetworks, SingleDraw
 from rl.algorithms.ppo_minibatches import minibatch_sizes
-from rl.config import BLOCKS, Config, Isolation
+from rl.config import BLOCKS, Config, Isolation, MixedPrecision
 from rl.envs import registry
 from rl.envs.registry import TaskOptions
 from rl.envs.vector import VectorEnv
@@ -56,6 +56,7 @@ def steps_per_iteration(cfg: Config, run: str, world_size: int) -> int:
 def check_settings(cfg: Config, run: str) -> None:
     """What the configuration alone gives away about the updates of `run`. Raises ValueError naming the key."""
     algorithm, micro_batches = rl_config.policy_run(cfg, run).algorithm, cfg.training.gradient_accumulation_steps
+    _check_gr00t(cfg, algorithm)
     if BLOCKS[algorithm] == "ppo":
         minibatch_sizes(cfg.ppo, cfg.ppo.n_steps, cfg.ppo.num_envs, micro_batches)
     elif micro_batches > 1:
@@ -65,11 +66,25 @@ def check_settings(cfg: Config, run: str) -> None:
         )
 
 
+def _check_gr00t(cfg: Config, algorithm: str) -> None:
+    backend, precision = cfg.gr00t.backend, cfg.training.mixed_precision
+    if backend != "none" and BLOCKS[algorithm] != "ppo":
+        raise ValueError(
+            f"gr00t.backend={backend} is the actor-critic of PPO and A2C, {algorithm} would ignore it; choose "
+            "--algorithm PPO, or gr00t.backend=none"
+        )
+    if backend != "none" and cfg.gr00t.dtype == "float16" and precision is not MixedPrecision.fp16:
+        raise ValueError(
+            f"gr00t.dtype=float16 needs the scaled loss of --mixed_precision fp16 (it is {precision.value}), or small "
+            "gradients become zero; set both, or gr00t.dtype=bfloat16"
+        )
+
+
 def prefer_small_machine(cfg: Config, run: str) -> None:
     """Where the network is small, observations are numbers and environments are few: the CPU instead of `auto`, and
     one thread instead of all cores (more cost more in waiting than they give)."""
     task = rl_config.task_of(cfg, run)
-    if registry.shows_pictures(task):
+    if registry.shows_pictures(task) or cfg.gr00t.backend != "none":
         return
     transformer = rl_config.policy_run(cfg, run).algorithm == "DIT"
     if cfg.training.device == "auto" and num_envs(cfg, run) < MIN_GPU_ENVS and not transformer:

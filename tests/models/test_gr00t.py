@@ -179,6 +179,16 @@ class TestGradients:
         found.logp.sum().backward()
         assert all(torch.isfinite(x.grad).all() for x in p.parameters() if x.grad is not None)
 
+    def test_likelihood_and_value_are_those_of_float32_whatever_precision_trains(self) -> None:
+        p, observation = policy(), look(4)
+        d = drawn(p, observation)
+        plain = p(observation, d.actions)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found, again = p(observation, d.actions), drawn(p, observation)
+        assert torch.equal(found.logp, plain.logp)
+        assert torch.equal(found.values, plain.values)
+        assert torch.equal(again.actions, d.actions)
+
 
 class TestDropout:
     def test_every_dropout_is_removed(self) -> None:

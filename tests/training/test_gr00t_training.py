@@ -13,7 +13,7 @@ from rl.config import Config, load
 from rl.envs.arm_reach import ArmReach
 from rl.models.actor_critic import ActorCritic
 from rl.models.gr00t import GR00TActorCritic
-from rl.training import gr00t_memory, gr00t_training
+from rl.training import gr00t_memory, gr00t_training, policies
 from rl.training.gr00t_training import Stages, make_policy, make_policy_optimizer
 from rl.training.on_policy_phase import OnPolicyPhase
 from rl.training.parallel_utils import ParallelContext
@@ -182,6 +182,34 @@ class TestChoosing:
         with pytest.raises(ValueError, match=r"gr00t\.backend goes neither"):
             extra = ["ppo.minibatches=by_environment"] if "lstm" in setting else []
             make_policy(config(setting, *extra), PointEnv(2))
+
+
+class TestSettings:
+    @pytest.mark.parametrize("algorithm", ["SAC", "FASTSAC", "DIT"])
+    def test_an_algorithm_that_would_ignore_it_is_refused_before_anything_starts(
+        self, algorithm: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        assert arm(algorithm, tmp_path / "run", "gr00t.backend=stub") == 4
+        assert f"{algorithm} would ignore it" in capfd.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+    def test_a_checkpoint_that_nobody_reads_is_refused(self) -> None:
+        with pytest.raises(ValueError, match=r"gr00t\.backend=none reads none"):
+            load(None, ["gr00t.checkpoint=/somewhere"])
+
+    def test_float16_goes_with_a_scaled_loss_only(self) -> None:
+        half = ["arm.algorithm=PPO", "gr00t.backend=stub", "gr00t.dtype=float16"]
+        with pytest.raises(ValueError, match=r"float16 needs the scaled loss of --mixed_precision fp16 \(it is bf16\)"):
+            policies.check_settings(load(None, [*half, "training.mixed_precision=bf16"]), "arm")
+        policies.check_settings(load(None, [*half, "training.mixed_precision=fp16"]), "arm")
+
+    def test_few_environments_leave_it_on_the_gpu_with_all_threads(self) -> None:
+        found = {}
+        for backend in ("none", "stub"):
+            cfg = load(None, ["arm.algorithm=PPO", f"gr00t.backend={backend}"])
+            policies.prefer_small_machine(cfg, "arm")
+            found[backend] = (cfg.training.device, cfg.training.num_threads)
+        assert found == {"none": ("cpu", 1), "stub": ("auto", 0)}
 
 
 class TestMemory:
