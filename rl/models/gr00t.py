@@ -362,4 +362,10 @@ def action_slots(dims: int, model_slots: int, names: list[str] | None, robot: Em
             f"gr00t.action_names: {', '.join(unknown) or 'a name'} {'do not exist' if unknown else 'appears twice'}; "
             f"the checkpoint has {', '.join(robot.action_names)}. Leave it out for a learned linear map"
         )
+    relative = [n for n in names if n in robot.relative]
+    if relative:
+        raise ValueError(
+            f"gr00t.action_names: {', '.join(relative)} count from the robot's state in this checkpoint, which is not "
+            "supported; name others, or leave it out for a learned linear map"
+        )
     return torch.tensor([robot.action_names.index(n) for n in names])

@@ -19,7 +19,7 @@ from rl.algorithms.ppo_rollout import Batch
 from rl.config import Config
 from rl.data.rollout import tree_flat, tree_index
 from rl.envs.vector import VectorEnv
-from rl.models import gr00t_backend, gr00t_checkpoint, gr00t_real
+from rl.models import gr00t_backend, gr00t_checkpoint, gr00t_real, gr00t_weights
 from rl.models.actor_critic import ActorCritic
 from rl.models.gr00t import GR00TActorCritic
 from rl.training import gr00t_memory
@@ -51,15 +51,20 @@ def load_gr00t(cfg: Config, env: VectorEnv) -> GR00TActorCritic:
     g = cfg.gr00t
     robot = folder = None
     if g.checkpoint is not None:
-        folder = Path(g.checkpoint).expanduser()
+        folder = Path(g.checkpoint).expanduser().resolve()  # a relative path would be taken for a name on the hub
         robot = gr00t_checkpoint.read_embodiment(folder, g.backend, g.embodiment)
     if g.backend == "stub":
         model = gr00t_backend.stub(g.size)
     else:
-        model = gr00t_real.load(g.backend, folder, g.size)
+        try:
+            model = gr00t_real.load(g.backend, folder, g.size)
+        except OSError as e:
+            raise ValueError(
+                f"gr00t.checkpoint {folder} cannot be read: {e}; give the local directory of a downloaded checkpoint"
+            ) from e
     policy = GR00TActorCritic(model, env.observation_space, env.action_space, g, robot)
     if folder is not None:
-        policy.refer_to(gr00t_checkpoint.fingerprint(folder))
+        policy.refer_to(gr00t_weights.fingerprint(folder))
     return policy
 
 

@@ -11,13 +11,16 @@ import torch
 from rl.algorithms.ppo_rollout import Batch
 from rl.config import Config, load
 from rl.envs.arm_reach import ArmReach
+from rl.models import gr00t_backend, gr00t_checkpoint, gr00t_real
 from rl.models.actor_critic import ActorCritic
 from rl.models.gr00t import GR00TActorCritic
+from rl.models.gr00t_backend import Gr00tModel
 from rl.training import gr00t_memory, gr00t_training, policies
 from rl.training.gr00t_training import Stages, make_policy, make_policy_optimizer
 from rl.training.on_policy_phase import OnPolicyPhase
 from rl.training.parallel_utils import ParallelContext
 from rl.training.policy_evaluation import Policy, evaluate
+from tests.models.gr00t_files import write_weights
 from tests.training.point_env import PointEnv
 from tests.training.policy_runs import arm, lines
 
@@ -196,6 +199,41 @@ class TestSettings:
     def test_a_checkpoint_that_nobody_reads_is_refused(self) -> None:
         with pytest.raises(ValueError, match=r"gr00t\.backend=none reads none"):
             load(None, ["gr00t.checkpoint=/somewhere"])
+
+    def test_a_checkpoint_without_statistics_ends_the_command_as_wrong_input(
+        self, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "released" / "experiment_cfg").mkdir(parents=True)
+        (tmp_path / "released" / "config.json").write_text("{}")
+        write_weights(tmp_path / "released" / "model.safetensors", "backbone.x", "action_head.x")
+        (tmp_path / "released" / "experiment_cfg" / "metadata.json").write_text('{"new_embodiment": {}}')
+        given = ("gr00t.backend=n1.5", f"gr00t.checkpoint={tmp_path / 'released'}")
+        assert arm("PPO", tmp_path / "run", *given) == 4
+        assert "no statistics of the actions of new_embodiment" in capfd.readouterr().err
+
+    @pytest.mark.parametrize("fails", [OSError("no such file"), None])
+    def test_the_folder_of_a_checkpoint_is_made_absolute_and_its_errors_name_it(
+        self, fails: OSError | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A relative name would be looked up on the hub."""
+        monkeypatch.chdir(tmp_path)
+        given = []
+
+        def load_model(version: str, checkpoint: Path | None, size: str) -> Gr00tModel:
+            given.append(checkpoint)
+            if fails is not None:
+                raise fails
+            return gr00t_backend.stub(size)
+
+        monkeypatch.setattr(gr00t_real, "load", load_model)
+        monkeypatch.setattr(gr00t_checkpoint, "read_embodiment", lambda *_: None)
+        cfg = config("gr00t.backend=n1.7", "gr00t.checkpoint=released")
+        if fails is None:
+            assert isinstance(make_policy(cfg, PointEnv(2)), GR00TActorCritic)
+        else:
+            with pytest.raises(ValueError, match=r"gr00t\.checkpoint .*released cannot be read: no such file"):
+                make_policy(cfg, PointEnv(2))
+        assert given == [tmp_path.resolve() / "released"]
 
     def test_float16_goes_with_a_scaled_loss_only(self) -> None:
         half = ["arm.algorithm=PPO", "gr00t.backend=stub", "gr00t.dtype=float16"]
