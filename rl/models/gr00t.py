@@ -305,6 +305,8 @@ def trainable_of(model: Gr00tModel, stage: str, cfg: GR00TConfig) -> list[nn.Par
 def language_layers(model: Gr00tModel) -> Any:
     """Layers of the language model, whatever the release calls it."""
     backbone: Any = model.model.backbone
+    if hasattr(backbone, "eagle_model"):
+        return backbone.eagle_model.language_model.model.layers
     return backbone.language_model.layers if hasattr(backbone, "language_model") else backbone.layers
 
 

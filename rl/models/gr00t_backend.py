@@ -60,12 +60,16 @@ class Gr00tModel(nn.Module):
         self.embodiments = int(head.state_encoder.layer1.W.shape[0])
         self.state_width = int(head.state_encoder.layer2.W.shape[2])
         self.features = int(head.vlln.weight.shape[0])
-        config: Any = getattr(model, "config", getattr(model, "sizes", None))
-        self.horizon = int(getattr(config, "action_horizon", getattr(config, "horizon", 0)))
-        self.buckets = int(getattr(config, "num_timestep_buckets", getattr(config, "buckets", 0)))
+        self.horizon, self.buckets = self._sizes()
         assert self.horizon > 0 and self.buckets > 0
         self.prompt = prompt
         self.image_token = int(self.model.backbone.image_token if image_token is None else image_token)
+
+    def _sizes(self) -> tuple[int, int]:
+        """Actions of a chunk, and in how many steps the model tells time."""
+        config: Any = getattr(self.model, "config", getattr(self.model, "sizes", None))
+        horizon = getattr(config, "action_horizon", getattr(config, "horizon", 0))
+        return int(horizon), int(getattr(config, "num_timestep_buckets", getattr(config, "buckets", 0)))
 
     @property
     def head(self) -> Any:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from rl.models.gr00t_backend import PROMPT, Context, Gr00tModel
 
 log = logging.getLogger(__name__)
+SIDE = 224  # of a picture of N1.5
 INSTALL = {
-    "n1.7": "`bash setup.sh gr00t`, then start with .venv-gr00t/bin/python -m rl.training.train_rl ...",
-    "n1.5": "an environment with lerobot==0.5.1 and flash-attn (Python 3.12, CUDA)",
+    "n1.7": "`bash setup.sh gr00t`; train.sh then starts the run with .venv-gr00t",
+    "n1.5": "`bash setup.sh gr00t`, then lerobot==0.5.1 and flash-attn in .venv-gr00t (Python 3.12, CUDA)",
 }
+MODULES = {"n1.7": "groot_n1_7.py", "n1.5": "groot_n1.py"}  # in lerobot/policies/groot; no release has both
 # A reduced N1.7 with random weights, for tests of the real code: sizes of transformers' Qwen3-VL and of the head.
 REDUCED_TEXT = {
     "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -47,12 +49,16 @@ REDUCED_HEAD: dict[str, Any] = {
 
 
 def require(version: str) -> None:
-    """Raises ValueError with the way to get it where LeRobot is missing."""
-    if importlib.util.find_spec("lerobot") is None:
-        raise ValueError(
-            f"gr00t.backend={version} needs LeRobot, which is not installed here: {INSTALL[version]}; or choose "
-            "gr00t.backend=stub (random weights), or gr00t.mlp_fallback=true for a small network instead"
-        )
+    """Raises ValueError with the way to get it where LeRobot, or the release of it that has `version`, is missing."""
+    spec = importlib.util.find_spec("lerobot")
+    places = [] if spec is None else spec.submodule_search_locations or []
+    if any((Path(place) / "policies" / "groot" / MODULES[version]).is_file() for place in places):
+        return
+    what = "LeRobot, which is not" if spec is None else f"a LeRobot with {MODULES[version]}, which is not the one"
+    raise ValueError(
+        f"gr00t.backend={version} needs {what} installed here: {INSTALL[version]}; or choose gr00t.backend=stub "
+        "(random weights), or gr00t.mlp_fallback=true for a small network instead"
+    )
 
 
 def load(version: str, checkpoint: Path | None, size: str) -> Gr00tModel:
@@ -108,16 +114,23 @@ class Gr00tN15(Gr00tModel):
 
     version = "n1.5"
 
+    def _sizes(self) -> tuple[int, int]:
+        return int(self.model.config.action_horizon), int(self.head.num_timestep_buckets)
+
     def encode(self, pictures: list[Tensor], device: torch.device) -> Context:
-        batch = len(pictures[0]) if pictures else 1
+        pictures = pictures or [torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8, device=device)]
+        batch = len(pictures[0])
         words = torch.tensor(self.prompt, device=device).expand(batch, -1)
         count = self.model.backbone.eagle_model.num_image_token
         slots = torch.full((batch, count * len(pictures)), self.image_token, device=device)
         ids = torch.cat([slots, words], 1)
-        inputs = {"eagle_input_ids": ids, "eagle_attention_mask": torch.ones_like(ids)}
-        if pictures:
-            scaled = [nn.functional.interpolate(p.float() / 127.5 - 1, (224, 224)) for p in pictures]
-            inputs["eagle_pixel_values"] = torch.stack(scaled, 1).flatten(0, 1)
+        scaled = [nn.functional.interpolate(p.float() / 127.5 - 1, (SIDE, SIDE)) for p in pictures]
+        values = torch.stack(scaled, 1).flatten(0, 1)
+        inputs = {
+            "eagle_input_ids": ids, "eagle_attention_mask": torch.ones_like(ids), "eagle_pixel_values": values,
+            # Taken out again by the backbone, which fails without it.
+            "eagle_image_sizes": torch.full((len(values), 2), SIDE, device=device),
+        }  # fmt: skip
         out = self.model.backbone(inputs)
         return Context(out["backbone_features"], out["backbone_attention_mask"] == 1, ids == self.image_token)
 
@@ -136,5 +149,5 @@ class Gr00tN15(Gr00tModel):
 def _n15(checkpoint: Path) -> Gr00tModel:
     from lerobot.policies.groot.groot_n1 import GR00TN15  # type: ignore[import-not-found,unused-ignore]
 
-    model = GR00TN15.from_pretrained(str(checkpoint), tune_visual=False, tune_llm=False)
+    model = GR00TN15.from_pretrained(str(checkpoint), tune_visual=False, tune_llm=False, local_files_only=True)
     return Gr00tN15(model, _prompt(checkpoint), int(model.backbone.eagle_model.image_token_index))
