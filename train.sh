@@ -5,6 +5,7 @@ REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 PYTHON_BIN="$REPO/.venv/bin/python"
 source "$REPO/scripts/launch.sh"
 source "$REPO/scripts/isaaclab_python.sh"
+source "$REPO/scripts/gr00t_python.sh"
 
 usage() {
     cat << 'END'
@@ -106,6 +107,8 @@ main() {
 
     if [[ -z $help && ($phase == rl || $phase == play) ]] && isaac_task ${args[@]+"${args[@]}"}; then
         use_isaac_python
+    elif [[ -z $help && $phase =~ ^(rl|arm|play)$ ]] && gr00t_run ${args[@]+"${args[@]}"}; then
+        use_gr00t_python
     elif [[ -n $help || $phase == plan || $phase == watch ]]; then
         F1_SETUP_SKIP_VULKAN=1 bash "$REPO/setup.sh" >&2
     elif [[ $phase == doctor ]]; then

@@ -1,7 +1,11 @@
-"""GR00T under PPO: runs, stages, resuming, memory. The model is a small one with random weights."""
+"""GR00T under PPO: runs, stages, resuming, memory. The model is a small one with random weights.
+
+`bash tests/run.sh gr00t` runs the same tests on LeRobot's N1.7, reduced in size, in its own environment.
+"""
 
 import importlib.util
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +26,10 @@ from rl.training.parallel_utils import ParallelContext
 from rl.training.policy_evaluation import Policy, evaluate
 from tests.models.gr00t_files import write_weights
 from tests.training.point_env import PointEnv
-from tests.training.policy_runs import arm, lines
+from tests.training.policy_runs import arm, lines, rl
 
-STUB = ["gr00t.backend=stub", "ppo.num_envs=4", "ppo.n_steps=4", "ppo.n_epochs=1", "ppo.minibatch_size=8"]
+BACKEND = os.environ.get("GR00T_BACKEND", "stub")
+STUB = [f"gr00t.backend={BACKEND}", "ppo.num_envs=4", "ppo.n_steps=4", "ppo.n_epochs=1", "ppo.minibatch_size=8"]
 STAGED = [*STUB, "gr00t.stages=[projector,dit]", "gr00t.unfreeze_at=[0,0.5]", "gr00t.lora_rank=2"]
 
 
@@ -51,6 +56,13 @@ def test_a_run_trains_checkpoints_and_goes_on_exactly(tmp_path: Path) -> None:
     second = torch.load(whole / "checkpoint-48" / "model.pt", weights_only=True)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_two_iterations_of_any_task_are_trained_by_the_command_for_it(tmp_path: Path) -> None:
+    times = ("--task", "Pendulum-v1", "--max_iterations", "2", "rl.save_every=100", "rl.log_every=1",
+             "rl.eval_every=100", "rl.final_episodes=4")  # fmt: skip
+    assert rl("PPO", tmp_path / "run", *STUB, *times) == 0
+    assert [line["env_steps"] for line in lines(tmp_path / "run")] == [16, 32]
 
 
 def test_with_a_learning_rate_of_zero_the_ratio_is_one() -> None:

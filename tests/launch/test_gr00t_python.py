@@ -1,0 +1,60 @@
+"""Which interpreter train.sh starts a run of a released GR00T with."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+SCRIPT = REPO / "scripts" / "gr00t_python.sh"
+
+
+def bash(code: str, *args: str, repo: Path = REPO) -> subprocess.CompletedProcess[str]:
+    program = f'set -euo pipefail\ndie() {{ echo "$1" >&2; exit 4; }}\nREPO="{repo}"\nsource "{SCRIPT}"\n{code}'
+    return subprocess.run(["bash", "-c", program, "bash", *args], capture_output=True, text=True, timeout=30)
+
+
+def installed(repo: Path) -> None:
+    (repo / ".venv-gr00t").mkdir()
+    (repo / ".venv-gr00t" / ".setup-stamp").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("args", "real"),
+    [
+        (("gr00t.backend=n1.7",), True),
+        (("--num_envs", "4", "gr00t.backend=n1.5", "gr00t.size=tiny"), True),
+        (("gr00t.backend=stub", "gr00t.size=n1.7"), False),
+        (("gr00t.backend=none",), False),
+        (("--checkpoint",), False),
+        ((), False),
+    ],
+)
+def test_a_run_is_recognised_by_its_backend(args: tuple[str, ...], real: bool, tmp_path: Path) -> None:
+    done = bash('gr00t_run "$@" && echo yes || echo no', *args, repo=tmp_path)
+    assert done.stdout.strip() == ("yes" if real else "no")
+
+
+@pytest.mark.parametrize("inside", ["", "checkpoint-100", "best_model.pt"])
+def test_a_checkpoint_is_recognised_by_the_configuration_of_its_run(inside: str, tmp_path: Path) -> None:
+    for name, backend in (("real", "n1.7"), ("other", "stub")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(f"gr00t:\n  backend: {backend}\n  size: n1.7\n")
+        done = bash('gr00t_run "$@"', "--checkpoint", str(tmp_path / name / inside), repo=tmp_path)
+        assert (done.returncode == 0) is (name == "real")
+
+
+def test_a_missing_environment_is_answered_with_the_command(tmp_path: Path) -> None:
+    done = bash("use_gr00t_python", repo=tmp_path)
+    assert done.returncode == 4
+    assert "bash setup.sh gr00t" in done.stderr
+    installed(tmp_path)
+    found = bash('use_gr00t_python; echo "$PYTHON_BIN"', repo=tmp_path).stdout.strip()
+    assert found == f"{tmp_path}/.venv-gr00t/bin/python"
+
+
+def test_a_run_that_may_do_without_it_takes_it_only_where_it_is(tmp_path: Path) -> None:
+    args = ("gr00t.backend=n1.7", "gr00t.mlp_fallback=true")
+    assert bash('gr00t_run "$@"', *args, repo=tmp_path).returncode != 0
+    installed(tmp_path)
+    assert bash('gr00t_run "$@"', *args, repo=tmp_path).returncode == 0
