@@ -16,7 +16,7 @@ from torch import nn
 
 from rl.algorithms.ppo import make_optimizer
 from rl.algorithms.ppo_rollout import Batch
-from rl.config import Config
+from rl.config import Config, ObservationNorm
 from rl.data.rollout import tree_flat, tree_index
 from rl.envs.vector import VectorEnv
 from rl.models import gr00t_backend, gr00t_checkpoint, gr00t_real, gr00t_weights
@@ -26,6 +26,8 @@ from rl.training import gr00t_memory
 
 log = logging.getLogger(__name__)
 ROWS = 256  # of one pass when log-probabilities are computed again
+# By how much a decision's log-probability may differ between acting and training: rows go through in other numbers.
+LOGP_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.5}
 
 
 def make_policy(cfg: Config, env: VectorEnv) -> ActorCritic:
@@ -91,11 +93,19 @@ class Stages:
             raise ValueError("gr00t.unfreeze_at above 0 works in one process; set all shares to 0 for several")
         self.cfg, self.policy, self.optimizer = cfg.gr00t, policy, optimizer
         self.ages: list[int] = []  # updates of each group that was added
+        # With `raw` observations an update normalises them otherwise than acting did, and likelihoods do differ.
+        self.unchecked = cfg.ppo.observation_norm is not ObservationNorm.raw
         for line in gr00t_memory.report(policy, cfg).lines():
             log.info("%s", line)
 
     def advance(self, share: float, batch: Batch) -> Batch:
-        """`share` of the run is done; `batch` waits for its update. Begins what is due and returns the batch."""
+        """`share` of the run is done; `batch` waits for its update. Begins what is due and returns the batch.
+
+        Raises ValueError where, before the first update of a process, acting and training disagree.
+        """
+        if self.unchecked:
+            check_likelihood(self.policy, batch)
+            self.unchecked = False
         due = sum(s <= share for s in self.cfg.unfreeze_at)
         begun = list(range(self.policy.stage + 1, due + 1))
         for stage in begun:
@@ -123,6 +133,20 @@ class Stages:
         for stage in range(self.policy.stage + 1, state["stage"] + 1):
             self._begin(stage)
         self.ages = list(state["ages"])
+
+
+def check_likelihood(policy: GR00TActorCritic, batch: Batch) -> None:
+    """Raises ValueError where the network gives its own decisions other log-probabilities than when it took them."""
+    difference = recomputed(policy, batch).logp - batch.logp
+    largest, ratio = float(difference.abs().max()), float(difference.exp().mean())
+    allowed = LOGP_TOLERANCE[policy.cfg.dtype]
+    if not largest <= allowed:
+        raise ValueError(
+            f"GR00T: likelihoods of acting and training disagree before any update: log-probabilities by up to "
+            f"{largest:.1e} (at most {allowed:.0e} with gr00t.dtype={policy.cfg.dtype}), mean ratio {ratio:.6f}; the "
+            "model is not the same function twice (dropout, state of its own), so PPO cannot train it"
+        )
+    log.info("GR00T: acting and training agree on log-probabilities within %.1e, mean ratio %.6f", largest, ratio)
 
 
 @torch.no_grad()

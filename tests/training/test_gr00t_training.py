@@ -3,6 +3,7 @@
 `bash tests/run.sh gr00t` runs the same tests on LeRobot's N1.7, reduced in size, in its own environment.
 """
 
+import dataclasses
 import importlib.util
 import logging
 import os
@@ -149,6 +150,43 @@ class TestStages:
         again = gr00t_training.recomputed(p.policy, spoiled)
         assert torch.allclose(again.logp, batch.logp, atol=1e-4)
         assert torch.equal(again.advantages, batch.advantages)
+
+    def test_the_waiting_rollout_is_given_them_before_the_update_that_a_stage_begins_with(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        p = phase(config("gr00t.stages=[projector,dit]", "gr00t.unfreeze_at=[0,0.5]"), total=4)
+        p.collect(0)
+        p.update(1.0)
+        p.collect(1)
+        batch: Any = p._batch
+        right = batch.logp.clone()
+        p._batch = dataclasses.replace(batch, logp=right + 1.0)
+        seen = []
+        update = p.ppo.update
+
+        def watched(batch: Batch, share: float) -> dict[str, float]:
+            seen.append(batch.logp.clone())
+            return update(batch, share)
+
+        monkeypatch.setattr(p.ppo, "update", watched)
+        p.update(2.0)
+        assert p.stages is not None and p.stages.policy.stage == 2
+        assert len(seen) == 1
+        assert torch.allclose(seen[0], right, atol=1e-4)
+
+    def test_a_run_whose_acting_and_training_disagree_is_refused_at_its_first_update(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO)
+        p = phase(config())
+        p.collect(0)
+        batch: Any = p._batch
+        p._batch = dataclasses.replace(batch, logp=batch.logp + 0.01)
+        with pytest.raises(ValueError, match="disagree before any update"):
+            p.update(1.0)
+        p._batch = batch
+        p.update(1.0)
+        assert any("acting and training agree" in r.message for r in caplog.records)
 
     def test_a_resumed_run_opens_the_stages_that_were_open(self) -> None:
         cfg = config("gr00t.stages=[projector,dit]", "gr00t.unfreeze_at=[0,0.5]")
