@@ -1,7 +1,7 @@
 """What GR00T takes of a device's memory, part by part, before anything is allocated for training.
 
-Weights, gradients and Adam's moments are counted; what an update keeps for its backward is estimated from the shapes.
-The simulator's own memory and the allocator's overhead (10 to 20 %) come on top.
+Weights, gradients, Adam's moments and the copy to which an update may return are counted; what an update keeps for its
+backward is estimated from the shapes. The simulator's own memory and the allocator's overhead (10 to 20 %) come on top.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,15 @@ from torch import nn
 
 from rl.config import Config
 from rl.models import gr00t_backend
-from rl.models.gr00t import GR00TActorCritic, trainable_of
-from rl.models.gr00t_backend import part_of
+from rl.models.gr00t import GR00TActorCritic, language_layers, trainable_of
+from rl.models.gr00t_backend import Gr00tModel, part_of
 
 GB = 1e9
 # Widths that one transformer layer keeps for each token: both norms and their outputs, q, k, v, the attended values
 # and the hidden layer of the MLP with its activation (4 widths each).
 KEPT_WIDTHS = 16
+# Of a language layer: the same, with half as many keys and values and a gated MLP of three widths.
+LANGUAGE_WIDTHS = 19
 PICTURE_TOKENS = 64  # of a camera with 256 x 256 px: patches of 16, four merged
 
 
@@ -30,6 +32,7 @@ class Memory:
     parts: list[tuple[str, int, int, int]]
     gradients: int
     moments: int
+    copy: int  # of what trains, to which an update returns that was not finite
     activations: int  # estimate
     rollout: int
 
@@ -39,15 +42,15 @@ class Memory:
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.moments + self.activations + self.rollout
+        return self.weights + self.gradients + self.moments + self.copy + self.activations + self.rollout
 
     def lines(self) -> list[str]:
         rows = [f"{'GR00T part':<12} {'parameters':>14} {'trained':>14} {'weights GB':>11}"]
         rows += [f"{n:<12} {count:>14,} {trained:>14,} {size / GB:>11.3f}" for n, count, trained, size in self.parts]
         rows.append(
             f"memory of one process: weights {self.weights / GB:.2f} GB, gradients {self.gradients / GB:.2f}, "
-            f"Adam {self.moments / GB:.2f}, activations (estimate) {self.activations / GB:.2f}, rollout "
-            f"{self.rollout / GB:.2f}, together {self.total / GB:.2f} GB"
+            f"Adam {self.moments / GB:.2f}, copy {self.copy / GB:.2f}, activations (estimate) "
+            f"{self.activations / GB:.2f}, rollout {self.rollout / GB:.2f}, together {self.total / GB:.2f} GB"
         )
         return rows
 
@@ -69,23 +72,37 @@ def report(policy: GR00TActorCritic, cfg: Config) -> Memory:
     rows = ppo.minibatch_size or ppo.num_envs * ppo.n_steps // ppo.num_minibatches
     decision = 4 * (policy.layout.width + policy.state_dims)
     return Memory(
-        [(name, row[0], row[1], row[2]) for name, row in parts.items()], moving, 2 * moving,
+        [(name, row[0], row[1], row[2]) for name, row in parts.items()], moving, 2 * moving, moving,
         activations(policy, cfg, rows // max(cfg.training.gradient_accumulation_steps, 1)),
         ppo.num_envs * ppo.n_steps * decision,
     )  # fmt: skip
 
 
 def activations(policy: GR00TActorCritic, cfg: Config, rows: int) -> int:
-    """Bytes that the backward of `rows` decisions needs; gradients pass the transformer whatever of it trains."""
-    if not cfg.gr00t.stages:
+    """Bytes that the backward of `rows` decisions needs: gradients pass the transformer whatever trains, and all that
+    lies between it and a part that trains."""
+    g, model = cfg.gr00t, policy.model
+    if not g.stages:
         return 0
-    element = 4 if cfg.gr00t.dtype == "float32" else 2
-    model = policy.model
-    names = [n for n, _ in model.named_parameters() if part_of(n) == "dit"]
-    blocks = sum(n.endswith(("to_q.weight", "to_q.base_layer.weight")) for n in names)
-    per_token = KEPT_WIDTHS * model.state_width * element
-    seen = (len(policy.pictures) * PICTURE_TOKENS + len(model.prompt)) * blocks // 2 * 2 * model.state_width * element
-    return rows * ((model.horizon + 1) * blocks * per_token + seen)
+    blocks, tokens = attentions(model, "dit"), len(policy.pictures) * PICTURE_TOKENS + len(model.prompt)
+    chunk = rows * (model.horizon + 1) * blocks * KEPT_WIDTHS * model.state_width
+    seen = rows * tokens * (blocks // 2) * 2 * model.state_width  # keys and values of the context
+    numbers = chunk + seen
+    if "projector" in g.stages:  # every row picks the weights of its robot
+        named = [p for n, p in model.named_parameters() if part_of(n) == "projector" and p.dim() == 3]
+        numbers += rows * sum(p.numel() // p.shape[0] for p in named)
+    context = (rows if policy.pictures else 1) * tokens * model.features  # without pictures all rows share one
+    if "vl_head" in g.stages or "backbone" in g.stages:
+        numbers += context * KEPT_WIDTHS * attentions(model, "vl_head")
+    if "backbone" in g.stages:
+        numbers += context * LANGUAGE_WIDTHS * min(g.backbone_layers, len(language_layers(model)))
+    return numbers * (4 if g.dtype == "float32" else 2)
+
+
+def attentions(model: Gr00tModel, part: str) -> int:
+    """Layers of a part."""
+    names = [n for n, _ in model.named_parameters() if part_of(n) == part]
+    return sum(n.endswith(("to_q.weight", "to_q.base_layer.weight")) for n in names)
 
 
 def planned(cfg: Config) -> Memory:

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
@@ -310,7 +312,35 @@ class TestMemory:
         trained = sum(p.numel() for n, p in policy.named_parameters() if ".lora_" in n or not n.startswith("model."))
         assert found.gradients == 4 * trained
         assert found.moments == 2 * found.gradients
+        assert found.copy == found.gradients
+        assert found.total == found.weights + 4 * found.gradients + found.activations + found.rollout
         assert found.weights == sum(p.numel() * p.element_size() for p in policy.parameters())
+
+    @pytest.mark.parametrize("stages", [["projector"], ["projector", "vl_head"], ["projector", "dit", "backbone"]])
+    def test_what_a_backward_needs_is_told_within_a_factor_of_two(self, stages: list[str]) -> None:
+        """Against what autograd keeps of three decisions with a picture, the weights themselves left out."""
+        shares = ",".join("0" for _ in stages)
+        cfg = config("gr00t.backend=stub", f"gr00t.stages=[{','.join(stages)}]", f"gr00t.unfreeze_at=[{shares}]")
+        space = gym.spaces.Dict({
+            "state": gym.spaces.Box(-1, 1, (5,), np.float32), "camera": gym.spaces.Box(0, 255, (3, 256, 256), np.uint8),
+        })  # fmt: skip
+        actions = gym.spaces.Box(-1, 1, (3,), np.float32)
+        policy = GR00TActorCritic(gr00t_backend.stub("tiny"), space, actions, cfg.gr00t)
+        policy.enter(len(stages))
+        observation: Any = {"state": torch.zeros(3, 5), "camera": torch.zeros(3, 3, 256, 256, dtype=torch.uint8)}
+        decisions = policy.draw(observation, None, torch.ones(3, dtype=torch.bool), torch.Generator()).actions
+        own = {t.untyped_storage().data_ptr() for t in (*policy.parameters(), *policy.buffers())}
+        kept: dict[int, torch.Tensor] = {}
+
+        def pack(t: torch.Tensor) -> torch.Tensor:
+            if t.untyped_storage().data_ptr() not in own:
+                kept[t.untyped_storage().data_ptr()] = t  # held, so that no address is used twice
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            policy(observation, decisions)
+        measured = sum(t.untyped_storage().nbytes() for t in kept.values())
+        assert 0.5 < gr00t_memory.activations(policy, cfg, 3) / measured < 2
 
     def test_the_whole_model_with_adapters_in_half_precision_fits_40_gb(self) -> None:
         cfg = config(
