@@ -62,8 +62,8 @@ def read_embodiment(folder: Path, version: str, tag: str) -> Embodiment:
     robots = _json(path)
     if tag not in robots:
         raise nearest(tag, sorted(robots), f"gr00t.embodiment (in {path.name})")
-    robot = _dict(robots[tag]).get("statistics") if version == "n1.5" else robots[tag]
-    if not _dict(_dict(robot).get("action")):
+    robot = _dict(_dict(robots[tag]).get("statistics") if version == "n1.5" else robots[tag])
+    if not _dict(robot.get("action")):
         raise ValueError(
             f"{path}: no statistics of the actions of {tag}, so they have no scale; choose another gr00t.embodiment "
             "or take the checkpoint's whole directory"
