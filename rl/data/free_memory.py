@@ -1,10 +1,11 @@
-"""Memory that this process may still take, and the refusal of what needs more.
+"""Memory that this process may still take, the refusal of what needs more, and the errors where it ran out.
 
 In a container or a batch job the machine has more than the process may use: the kernel ends what exceeds the limit of
 its control group, or of a group around it.
 """
 
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 # Names of limit and use in bytes, and of what of the use is files that the kernel drops when memory gets short.
 V2 = ("memory.max", "memory.current", "inactive_file")
 V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+# Plain RuntimeErrors of torch's CPU allocator, of CUDA and of Warp.
+RAN_OUT = re.compile(r"DefaultCPUAllocator|CUDA error.*: out of memory|[Ff]ailed to allocate \d+ bytes")
 
 
 def free_bytes(
@@ -42,6 +45,11 @@ def require_memory(needed: int, device: torch.device, what: str, flag: str, proc
             f"{what} needs {total} bytes on {device}{each}, where {free} bytes are free; lower {flag} "
             f"({flag}=NUMBER on the command line)"
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for the errors of torch, Python and Warp where memory of the GPU or the machine ran out."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or RAN_OUT.search(str(error)) is not None
 
 
 def _left_in_groups(own_groups: Path, mount: Path) -> Iterator[int]:

@@ -10,6 +10,7 @@ import gymnasium as gym
 import torch
 
 from rl.config import AtariConfig, IsaacLabConfig, SupervisionConfig, is_isaac_task, nearest
+from rl.data.free_memory import is_out_of_memory, require_memory
 from rl.envs import atari
 from rl.envs.vector import VectorEnv
 from rl.sims import isaaclab_launch
@@ -37,6 +38,7 @@ class TaskOptions:
     atari: AtariConfig = field(default_factory=AtariConfig)  # Atari games
     processes: SupervisionConfig | None = None  # simulators in supervised processes; None: in this one
     isaaclab: IsaacLabConfig = field(default_factory=IsaacLabConfig)  # Isaac Lab
+    local_processes: int = 1  # Isaac Lab: processes on this machine that make as many environments
 
 
 def known_tasks() -> list[str]:
@@ -98,9 +100,19 @@ def one_simulator(task: str) -> bool:
 
 
 def _isaaclab(task: str, num_envs: int, device: torch.device | str, seed: int, options: TaskOptions) -> VectorEnv:
+    """Raises ValueError, besides for what `isaaclab_launch.make` refuses, for more environments than fit the memory."""
     if options.processes is not None:
         raise ValueError(f"task {task}: Isaac Lab runs in the training's process; set environment.isolation=sync")
-    return isaaclab_launch.make(task, num_envs, device, seed, options.isaaclab, options.random_phase)
+    isaaclab_launch.check_installed(task)
+    place, what = torch.device(device), f"{num_envs} environments of {task}"
+    sharing = 1 if place.type == "cuda" else options.local_processes  # every process has a GPU of its own
+    require_memory(num_envs * isaaclab_launch.BYTES_PER_ENV, place, what, "rl.num_envs", sharing)
+    try:
+        return isaaclab_launch.make(task, num_envs, place, seed, options.isaaclab, options.random_phase)
+    except (RuntimeError, MemoryError) as e:  # the estimate is one
+        if is_out_of_memory(e):
+            raise ValueError(f"{what} do not fit the memory ({e}); lower rl.num_envs (--num_envs)") from e
+        raise
 
 
 def _gymnasium(task: str, num_envs: int, device: torch.device | str, seed: int, options: TaskOptions) -> VectorEnv:

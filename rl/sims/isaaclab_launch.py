@@ -4,10 +4,11 @@ import contextlib
 import importlib.util
 import io
 import logging
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import gymnasium as gym
-import psutil
 import torch
 
 from rl.config import IsaacLabConfig, is_isaac_task, nearest
@@ -16,16 +17,24 @@ from rl.sims.isaaclab_assets import choose_asset_root
 
 log = logging.getLogger(__name__)
 INSTALL = "bash setup.sh isaaclab"
-# Main memory of one environment with its contacts and constraints, twice what Isaac-Ant-Direct takes on a CPU.
+OLDEST = 3  # major version; 2.3 starts its simulator and chooses its physics in other ways
+# Memory of one environment with its contacts and constraints, twice what Isaac-Ant-Direct takes on a CPU.
 BYTES_PER_ENV = 300_000
 
 
 def check_installed(task: str) -> None:
-    """Raises ValueError with the command where Isaac Lab is missing in this interpreter."""
-    if importlib.util.find_spec("isaaclab") is None:
+    """Raises ValueError with the command where Isaac Lab is missing in this interpreter or too old."""
+    try:
+        found = version("isaaclab")
+    except PackageNotFoundError:
         raise ValueError(
             f"task {task} needs Isaac Lab, which has an environment of its own: install it once with `{INSTALL}` "
             "(Python 3.12, 9 GB) and start the task with train.sh, which picks that environment"
+        ) from None
+    if int(found.split(".")[0]) < OLDEST:
+        raise ValueError(
+            f"task {task}: the package isaaclab installed here is {found}, and Isaac Lab {OLDEST}.0 or newer is "
+            f"needed; install that once with `{INSTALL}` (Python 3.12, 9 GB) and start the task with train.sh"
         )
 
 
@@ -33,21 +42,16 @@ def make(
     task: str, num_envs: int, device: torch.device | str, seed: int, cfg: IsaacLabConfig, random_phase: bool
 ) -> IsaacLabEnv:
     """Raises ValueError for a missing installation, an unknown task, one that needs Isaac Sim where that is not
-    installed, a physics preset it does not have, a robot that is not there and more environments than fit the memory.
+    installed, a physics preset it does not have and a robot that is not there. Whatever fails, nothing stays open.
     """
     check_installed(task)
     if num_envs < 1:
         raise ValueError(f"num_envs is {num_envs}; it must be at least 1")
-    require_memory(num_envs)
     log.info("Isaac Lab: %s", choose_asset_root(cfg.asset_root))
     said = io.StringIO()  # Isaac Lab and Warp print a lot
     try:
         with contextlib.redirect_stdout(said):
             env, close = _launch(task, num_envs, torch.device(device), seed, cfg)
-    except (RuntimeError, MemoryError) as e:
-        if "out of memory" in str(e).lower() or isinstance(e, MemoryError):
-            raise ValueError(f"{num_envs} environments of {task} do not fit the memory ({e}); lower --num_envs") from e
-        raise
     except FileNotFoundError as e:
         raise ValueError(
             f"{task} needs a file that is not there: {e}. This project builds cartpole, ant and Franka for itself; set "
@@ -55,28 +59,30 @@ def make(
         ) from e
     finally:
         log.debug("Isaac Lab said:\n%s", said.getvalue())
-    env.reset(seed=seed)  # the very first reset draws other numbers than all later ones with its seed
-    return IsaacLabEnv(env, cfg.action_limit, random_phase and cfg.random_phase, seed, close)
+    try:
+        env.reset(seed=seed)  # the very first reset draws other numbers than all later ones with its seed
+        return IsaacLabEnv(env, cfg.action_limit, random_phase and cfg.random_phase, seed, close)
+    except BaseException:
+        env.close()
+        close()
+        raise
 
 
-def require_memory(num_envs: int) -> None:
-    """Raises ValueError when so many environments cannot fit the machine's memory."""
-    free = psutil.virtual_memory().available
-    if num_envs * BYTES_PER_ENV > free:
-        raise ValueError(
-            f"{num_envs} environments need about {num_envs * BYTES_PER_ENV / 1e9:.1f} GB and {free / 1e9:.1f} GB are "
-            f"free; lower --num_envs to {int(free / BYTES_PER_ENV)} or fewer"
-        )
-
-
-def _launch(task: str, num_envs: int, device: torch.device, seed: int, cfg: IsaacLabConfig) -> Any:
+def _launch(
+    task: str, num_envs: int, device: torch.device, seed: int, cfg: IsaacLabConfig
+) -> tuple[Any, Callable[[], None]]:
     """The environment, unwrapped, and what closes the runtime around it."""
     env_cfg = configured(task, num_envs, device, seed, cfg)
     from isaaclab.app.sim_launcher import launch_simulation
 
     runtime = contextlib.ExitStack()
     runtime.enter_context(launch_simulation(env_cfg, {"device": env_cfg.sim.device, "headless": True}))
-    return gym.make(task, cfg=env_cfg).unwrapped, runtime.close
+    try:
+        return gym.make(task, cfg=env_cfg).unwrapped, runtime.close
+    except BaseException as e:
+        with contextlib.redirect_stderr(io.StringIO()):  # it prints the trace of what the caller says in a sentence
+            runtime.__exit__(type(e), e, e.__traceback__)
+        raise
 
 
 def configured(task: str, num_envs: int, device: torch.device, seed: int, cfg: IsaacLabConfig) -> Any:

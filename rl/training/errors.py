@@ -23,13 +23,6 @@ class CheckpointError(CollectiveError):
     """A checkpoint could not be written, or none could be read; the text names the file and the remedy."""
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for torch's error of a GPU, and for what the CPU allocator of torch raises."""
-    import torch  # seconds, and most who need exit codes need no torch
-
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def out_of_memory_text(error: BaseException) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from rl.data.free_memory import is_out_of_memory
 from rl.training import rng
 from rl.training.checkpoint import CheckpointManager, CheckpointState, LoadedCheckpoint, save_plain
 from rl.training.errors import (
@@ -15,7 +16,6 @@ from rl.training.errors import (
     NumericalError,
     OutOfMemoryError,
     Preempted,
-    is_out_of_memory,
     out_of_memory_text,
 )
 from rl.training.loss_spikes import SpikeWatch

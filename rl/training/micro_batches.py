@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rl.data.episode_buffer import WindowIndex
-from rl.training.errors import OutOfMemoryError, is_out_of_memory, out_of_memory_text
+from rl.data.free_memory import is_out_of_memory
+from rl.training.errors import OutOfMemoryError, out_of_memory_text
 from rl.training.parallel_utils import ParallelContext
 
 log = logging.getLogger(__name__)

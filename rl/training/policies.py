@@ -15,7 +15,7 @@ from rl.envs.vector import VectorEnv
 from rl.training.checkpoint import load_strict
 from rl.training.off_policy_phase import GreedyPolicy, OffPolicyPhase
 from rl.training.on_policy_phase import OnPolicyPhase
-from rl.training.parallel_utils import ParallelContext
+from rl.training.parallel_utils import ParallelContext, local_processes
 from rl.training.policy_evaluation import Policy
 
 AlgorithmPhase = OnPolicyPhase | OffPolicyPhase
@@ -33,6 +33,7 @@ def task_options(cfg: Config, *, training: bool = True, render: bool = False) ->
         privileged_critic=arm.privileged_critic, render=render, isaaclab=cfg.isaaclab,
         atari=cfg.atari if training else cfg.atari.measured(),
         processes=cfg.environment.supervision if cfg.environment.isolation is Isolation.process else None,
+        local_processes=local_processes(),
     )  # fmt: skip
 
 

@@ -49,7 +49,11 @@ class PolicyPhase:
         self._steps = 1 if run == "arm" else per_iteration  # environment steps of a unit
         self.units_per_iteration = per_iteration // self._steps
         env = policies.make_env(cfg, run, policies.num_envs(cfg, run), ctx.device, cfg.training.seed)
-        self.inner: AlgorithmPhase = policies.build_phase(cfg, run, env, ctx, total * self._steps)
+        try:
+            self.inner: AlgorithmPhase = policies.build_phase(cfg, run, env, ctx, total * self._steps)
+        except BaseException:  # a simulator left open would keep its processes
+            env.close()
+            raise
         self.policy = policies.acting(self.inner)
         self.training_seconds = 0.0  # of collecting and learning alone
         self._seconds_before = 0.0  # `wall_seconds` of the processes that this one continues

@@ -1,9 +1,13 @@
 """The Isaac Lab adapter against an environment of its contract; tests/isaaclab has the real one."""
 
+import contextlib
 import importlib.util
 import logging
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree
 
@@ -12,13 +16,16 @@ import pytest
 import torch
 
 from rl.config import IsaacLabConfig, SupervisionConfig, load
+from rl.data import free_memory
 from rl.envs import registry
 from rl.envs.registry import TaskOptions
 from rl.sims import isaaclab_assets, isaaclab_launch
 from rl.sims.isaaclab import IsaacLabEnv
 from rl.sims.isaaclab_robots import ANT, CARTPOLE
+from rl.training import train_rl
 from rl.types import VectorStep
 from tests.sims.fake_isaaclab import FakeIsaacEnv
+from tests.training.run_here import run_here
 
 INSTALLED = importlib.util.find_spec("isaaclab") is not None
 
@@ -169,10 +176,110 @@ def test_isaac_lab_does_not_run_in_supervised_processes() -> None:
         registry.make_vector_env("Isaac-Ant-Direct", 4, options=TaskOptions(processes=SupervisionConfig()))
 
 
-def test_more_environments_than_memory_are_refused_before_anything_starts() -> None:
-    with pytest.raises(ValueError, match="lower --num_envs"):
-        isaaclab_launch.require_memory(10**9)
-    isaaclab_launch.require_memory(1)
+@pytest.mark.parametrize("found", ["2.3.0", "0.47.2"])  # the package of Isaac Lab 2.3 counts on its own
+def test_an_isaac_lab_before_3_is_refused_with_the_command(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isaaclab_launch, "version", lambda name: found)
+    with pytest.raises(ValueError, match=rf"is {found}, and Isaac Lab 3\.0 or newer .*bash setup\.sh isaaclab"):
+        registry.make_vector_env("Isaac-Ant-Direct", 4)
+
+
+class TestStarting:
+    """Isaac Lab's part is replaced: nothing of it is imported."""
+
+    @pytest.fixture
+    def closed(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """What of the runtime was closed; `isaaclab` seems to be there in version 3."""
+        done: list[str] = []
+
+        @contextlib.contextmanager
+        def launch_simulation(cfg: Any, args: dict[str, Any]) -> Iterator[None]:
+            try:
+                yield
+            finally:
+                done.append("runtime")
+
+        launcher = SimpleNamespace(launch_simulation=launch_simulation)
+        monkeypatch.setitem(sys.modules, "isaaclab", SimpleNamespace())
+        monkeypatch.setitem(sys.modules, "isaaclab.app", SimpleNamespace(sim_launcher=launcher))
+        monkeypatch.setitem(sys.modules, "isaaclab.app.sim_launcher", launcher)
+        monkeypatch.setattr(isaaclab_launch, "version", lambda name: "3.0.0")
+        monkeypatch.setattr(isaaclab_launch, "choose_asset_root", lambda given: "robots of a test")
+        cfg = SimpleNamespace(sim=SimpleNamespace(device="cpu"))
+        monkeypatch.setattr(isaaclab_launch, "configured", lambda *_: cfg)
+        return done
+
+    @staticmethod
+    def making(monkeypatch: pytest.MonkeyPatch, made: FakeIsaacEnv | Exception) -> None:
+        def make(task: str, cfg: Any) -> Any:
+            if isinstance(made, Exception):
+                raise made
+            return SimpleNamespace(unwrapped=made)
+
+        monkeypatch.setattr(isaaclab_launch.gym, "make", make)
+
+    def test_closing_the_environment_closes_the_runtime(
+        self, closed: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake = FakeIsaacEnv()
+        self.making(monkeypatch, fake)
+        env = registry.make_vector_env("Isaac-Ant-Direct", 3)
+        assert (fake.closed, closed) == (0, [])
+        env.close()
+        assert (fake.closed, closed) == (1, ["runtime"])
+
+    def test_an_environment_that_cannot_be_made_leaves_no_runtime(
+        self, closed: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.making(monkeypatch, FileNotFoundError("ant.usd"))
+        with pytest.raises(ValueError, match=r"ant\.usd.*isaaclab\.asset_root"):
+            registry.make_vector_env("Isaac-Ant-Direct", 3)
+        assert closed == ["runtime"]
+
+    def test_an_environment_that_does_not_fit_is_closed_with_its_runtime(
+        self, closed: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake = FakeIsaacEnv()
+        fake.single_observation_space = gym.spaces.Dict({"policy": gym.spaces.Discrete(3)})
+        self.making(monkeypatch, fake)
+        with pytest.raises(ValueError, match="are no Box"):
+            registry.make_vector_env("Isaac-Ant-Direct", 3)
+        assert (fake.closed, closed) == (1, ["runtime"])
+
+    @pytest.mark.parametrize("cuda", [False, True])
+    def test_memory_that_runs_out_in_the_simulator_is_answered_with_what_to_lower(
+        self, cuda: bool, closed: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        warp = RuntimeError("Failed to allocate 9663676416 bytes on device 'cpu'")
+        self.making(monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB.") if cuda else warp)
+        with pytest.raises(ValueError, match=r"3 environments of Isaac-Ant-Direct do not fit .*--num_envs"):
+            registry.make_vector_env("Isaac-Ant-Direct", 3)
+        assert closed == ["runtime"]
+
+    def test_another_error_of_the_simulator_is_a_crash(
+        self, closed: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.making(monkeypatch, RuntimeError("no such joint"))
+        with pytest.raises(RuntimeError, match="no such joint"):
+            registry.make_vector_env("Isaac-Ant-Direct", 3)
+
+    def test_more_environments_than_memory_end_the_command_with_4_before_anything_starts(
+        self, closed: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        self.making(monkeypatch, RuntimeError("must not be reached"))
+        argv = ["--task", "Isaac-Ant-Direct", "--device", "cpu", "--num_envs", "900000000"]
+        assert run_here(train_rl.main, [*argv, "--output_dir", str(tmp_path / "run")], "rl") == 4
+        said = capfd.readouterr().err
+        assert "900000000 environments of Isaac-Ant-Direct needs" in said and "lower rl.num_envs" in said
+        assert closed == []
+
+    def test_processes_of_one_machine_share_its_memory(
+        self, closed: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(free_memory, "free_bytes", lambda device: 7 * isaaclab_launch.BYTES_PER_ENV)
+        self.making(monkeypatch, FakeIsaacEnv())
+        registry.make_vector_env("Isaac-Ant-Direct", 3, options=TaskOptions(local_processes=2)).close()
+        with pytest.raises(ValueError, match=r"lower rl\.num_envs"):
+            registry.make_vector_env("Isaac-Ant-Direct", 3, options=TaskOptions(local_processes=3))
 
 
 def test_a_bad_limit_of_actions_is_refused() -> None:
