@@ -19,8 +19,10 @@ from rl.training.provenance import machine
 # Task, algorithm and iterations: short runs on one core, not what a GPU would be given.
 RUNS = {
     "ant_ppo": ("Isaac-Ant-Direct", "PPO", 100),
+    "ant_fastsac": ("Isaac-Ant-Direct", "FASTSAC", 400),
     "cartpole_fastsac": ("Isaac-Cartpole-Direct", "FASTSAC", 400),
     "reach_ppo": ("Isaac-Reach-Franka", "PPO", 60),
+    "reach_fastsac": ("Isaac-Reach-Franka", "FASTSAC", 400),
 }  # fmt: skip
 
 

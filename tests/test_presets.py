@@ -1,5 +1,6 @@
 """Presets of algorithms and tasks, and how they are merged."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from rl import config as C
 from rl.config import presets
 
+REPO = Path(__file__).resolve().parents[1]
 NAMES = sorted(p.stem for p in (C.CONFIG_DIR / "algo").glob("*.yaml"))
 
 
@@ -74,6 +76,25 @@ def test_every_algorithm_has_its_presets(algorithm: str) -> None:
 def test_fastsac_fills_a_gpu_with_environments_only_for_isaac_labs_tasks(task: str, name: str) -> None:
     config = C.load(None, ["rl.algorithm=FASTSAC", f"rl.task={task}"])
     assert presets.preset_files("rl", config)[0].stem == name
+
+
+DOCUMENTED = sorted(
+    {task for task in re.findall(r"--task (\S+)", (REPO / "docs" / "isaaclab.md").read_text()) if "Isaac" in task}
+)
+
+
+@pytest.mark.parametrize("algorithm", ["PPO", "FASTSAC"])
+@pytest.mark.parametrize("task", DOCUMENTED)
+def test_every_isaac_lab_task_of_the_docs_has_settings_that_a_cpu_can_run(task: str, algorithm: str) -> None:
+    chosen = C.load(None, [f"rl.task={task}", f"rl.algorithm={algorithm}"], "rl")
+    assert f"{task}.{algorithm.lower()}.yaml" in [p.name for p in presets.preset_files("rl", chosen)]
+    block = getattr(chosen, C.BLOCKS[algorithm])
+    assert block.num_envs == 256
+    assert not block.compile
+
+
+def test_the_docs_show_isaac_labs_direct_and_manager_based_tasks() -> None:
+    assert {"Isaac-Ant-Direct", "Isaac-Cartpole-Direct", "Isaac-Reach-Franka"} <= set(DOCUMENTED)
 
 
 def test_the_general_fastsac_preset_is_for_a_laptop_and_any_returns() -> None:
