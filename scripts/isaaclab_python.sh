@@ -1,29 +1,44 @@
 # Isaac Lab tasks run in an environment of their own (bash setup.sh isaaclab); sourced by train.sh.
 
-# isaac_task ARGS...: true when `--task`, `rl.task=` or the run that `--checkpoint` names is a task of Isaac Lab.
+# isaac_file FILE: true when the configuration FILE has a task of Isaac Lab, plain or quoted, in a block or {in: braces}.
+isaac_file() { grep -qsE "^[^#]*\\btask: *[\"']?Isaac" "$1"; }
+
+# isaac_task ARGS...: true when `--task`, `rl.task=`, the file of `--rl_config` (where neither is given) or the run that
+# `--checkpoint` names is a task of Isaac Lab.
 isaac_task() {
-    local word place
+    local word place task='' file=''
     while [[ $# -gt 0 ]]; do
         word="$1"
         case "$word" in
-            --task | --checkpoint) word="$1=${2:-}" ;;
+            --task | --checkpoint | --rl_config | --rl-config) word="$1=${2:-}" ;;
         esac
         case "$word" in
             --task=Isaac* | rl.task=Isaac*) return 0 ;;
+            --task=* | rl.task=*) task="${word#*=}" ;;
+            --rl_config=* | --rl-config=*) file="${word#*=}" ;;
             --checkpoint=*)
                 for place in "${word#*=}" "$(dirname "${word#*=}")"; do
-                    grep -qsE '^  task: Isaac' "$place/config.yaml" && return 0
+                    isaac_file "$place/config.yaml" && return 0
                 done
                 ;;
         esac
         shift
     done
-    return 1
+    [[ -z $task && -n $file ]] && isaac_file "$file"
+}
+
+# part_fingerprint NAME: what the stamp of a part holds where setup_part (setup_parts.sh) has nothing to do. Written down
+# again, not taken from there: that file is in the fingerprint, and editing it would make every environment anew.
+part_fingerprint() {
+    { cat "$REPO/scripts/setup_parts.sh" "$REPO"/requirements/"$1"*; echo "$REPO"; } | sha256sum | cut -d' ' -f1
 }
 
 # use_isaac_python: PYTHON_BIN becomes the interpreter of that environment.
 use_isaac_python() {
-    [[ -f "$REPO/.venv-isaaclab/.setup-stamp" ]] ||
+    local stamp="$REPO/.venv-isaaclab/.setup-stamp"
+    [[ -f $stamp ]] ||
         die "this task needs Isaac Lab, which is not installed; install it once (Python 3.12, 9 GB): bash setup.sh isaaclab"
+    [[ "$(< "$stamp")" == "$(part_fingerprint isaaclab)" ]] ||
+        die "Isaac Lab was set up from other lists of packages or for another folder; set it up again: bash setup.sh isaaclab"
     PYTHON_BIN="$REPO/.venv-isaaclab/bin/python"
 }

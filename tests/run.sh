@@ -11,19 +11,23 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [[ "${1:-}" == isaaclab ]]; then
     shift
     if [[ ! -f .venv-isaaclab/.setup-stamp ]]; then
-        echo "isaaclab: skipped, Isaac Lab is not installed: bash setup.sh isaaclab (Python 3.12, 9 GB), then this again"
-        exit 0
+        echo "isaaclab: Isaac Lab is not installed: bash setup.sh isaaclab (Python 3.12, 9 GB), then this again" >&2
+        exit 4
     fi
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
     core=(tests/sims/test_isaaclab.py tests/models tests/algorithms/test_ppo.py tests/algorithms/test_sac.py
-        tests/data/test_replay.py tests/data/test_returns.py tests/envs/test_arm_reach.py tests/training/test_gr00t_training.py)
+        tests/algorithms/test_a2c.py tests/algorithms/test_diffusion.py tests/algorithms/test_compiled.py
+        tests/algorithms/test_ppo_losses.py tests/algorithms/test_ppo_against_rsl_rl.py
+        tests/data/test_free_memory.py tests/data/test_replay.py tests/data/test_returns.py tests/data/test_rollout.py
+        tests/envs/test_arm_reach.py tests/training/test_gr00t_training.py tests/training/test_micro_batches.py
+        tests/training/test_on_policy_phase.py tests/training/test_off_policy_phase.py)
     exec .venv-isaaclab/bin/python -m pytest "${@:-tests/isaaclab}" $([[ $# -gt 0 ]] || echo "${core[@]}")
 fi
 
 if [[ "${1:-}" == gr00t ]]; then
     if [[ ! -f .venv-gr00t/.setup-stamp ]]; then
-        echo "gr00t: skipped, LeRobot is not installed: bash setup.sh gr00t (Python 3.12, 8 GB), then this again"
-        exit 0
+        echo "gr00t: LeRobot is not installed: bash setup.sh gr00t (Python 3.12, 8 GB), then this again" >&2
+        exit 4
     fi
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 GR00T_BACKEND=n1.7
     exec .venv-gr00t/bin/python -m pytest tests/models/test_gr00t.py tests/training/test_gr00t_training.py

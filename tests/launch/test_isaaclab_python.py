@@ -1,4 +1,4 @@
-"""Which interpreter train.sh starts an Isaac Lab task with."""
+"""Which interpreter train.sh starts an Isaac Lab task with, and tests/run.sh the tests of a part."""
 
 import subprocess
 from pathlib import Path
@@ -38,14 +38,73 @@ def test_a_checkpoint_is_recognised_by_the_configuration_of_its_run(inside: str,
         assert (done.returncode == 0) is (name == "isaac")
 
 
-def test_a_missing_environment_is_answered_with_the_command(tmp_path: Path) -> None:
-    done = bash("use_isaac_python", repo=tmp_path)
-    assert done.returncode == 4
-    assert "bash setup.sh isaaclab" in done.stderr
+@pytest.mark.parametrize(
+    ("text", "more", "isaac"),
+    [
+        ("rl:\n  task: Isaac-Ant-Direct\n", (), True),
+        ("rl: {algorithm: PPO, task: 'Isaac-Ant-Direct'}\n", (), True),
+        ("rl:\n  task: CartPole-v1  # not task: Isaac-Ant-Direct\n", (), False),
+        ("rl:\n  experiment_name: Isaac\n", (), False),
+        ("rl:\n  task: Isaac-Ant-Direct\n", ("--task", "CartPole-v1"), False),  # flags win over the file
+        ("rl:\n  task: Isaac-Ant-Direct\n", ("rl.task=CartPole-v1",), False),
+    ],
+)
+def test_a_configuration_file_names_the_task_unless_a_flag_does(
+    text: str, more: tuple[str, ...], isaac: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    for given in (("--rl_config", str(tmp_path / "mine.yaml")), (f"--rl_config={tmp_path / 'mine.yaml'}",)):
+        assert (bash('isaac_task "$@"', *given, *more).returncode == 0) is isaac
+    assert bash('isaac_task "$@"', "--rl_config", str(tmp_path / "nowhere.yaml")).returncode != 0
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A checkout with the part's lists and an environment that was set up from them."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "requirements").mkdir()
     (tmp_path / ".venv-isaaclab").mkdir()
-    (tmp_path / ".venv-isaaclab" / ".setup-stamp").write_text("")
-    assert (
-        bash('use_isaac_python; echo "$PYTHON_BIN"', repo=tmp_path)
-        .stdout.strip()
-        .endswith("/.venv-isaaclab/bin/python")
+    (tmp_path / "scripts" / "setup_parts.sh").write_text((REPO / "scripts" / "setup_parts.sh").read_text())
+    (tmp_path / "requirements" / "isaaclab.in").write_text("isaaclab==3.0.0\n")
+    stamp = bash("part_fingerprint isaaclab", repo=tmp_path).stdout
+    (tmp_path / ".venv-isaaclab" / ".setup-stamp").write_text(stamp)
+    return tmp_path
+
+
+def test_a_missing_environment_is_answered_with_the_command(repo: Path) -> None:
+    (repo / ".venv-isaaclab" / ".setup-stamp").unlink()
+    done = bash("use_isaac_python", repo=repo)
+    assert done.returncode == 4
+    assert "not installed" in done.stderr and "bash setup.sh isaaclab" in done.stderr
+
+
+def test_the_environment_of_this_checkout_and_its_lists_is_taken(repo: Path) -> None:
+    done = bash('use_isaac_python; echo "$PYTHON_BIN"', repo=repo)
+    assert done.stdout.strip() == f"{repo}/.venv-isaaclab/bin/python"
+
+
+def test_an_environment_of_other_lists_has_to_be_set_up_again(repo: Path) -> None:
+    (repo / "requirements" / "isaaclab.in").write_text("isaaclab==3.1.0\n")
+    done = bash("use_isaac_python", repo=repo)
+    assert done.returncode == 4
+    assert "set it up again: bash setup.sh isaaclab" in done.stderr
+
+
+def test_train_and_setup_agree_on_what_is_up_to_date(repo: Path) -> None:
+    parts = (
+        f'cd "{repo}"; fail() {{ echo "$1" >&2; exit 4; }}; python_version() {{ :; }}\nsource scripts/setup_parts.sh\n'
     )
+    done = bash(parts + "setup_part isaaclab 9", repo=repo)
+    assert (done.returncode, done.stderr) == (0, "")
+    (repo / "requirements" / "isaaclab.in").write_text("isaaclab==3.1.0\n")
+    assert bash(parts + "setup_part isaaclab 9", repo=repo).returncode == 4
+
+
+@pytest.mark.parametrize("part", ["isaaclab", "gr00t"])
+def test_tests_of_a_part_that_is_not_installed_are_no_success(part: str, tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "run.sh").write_text((REPO / "tests" / "run.sh").read_text())
+    command = ["bash", str(tmp_path / "tests" / "run.sh"), part]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 4
+    assert f"bash setup.sh {part}" in done.stderr
