@@ -49,7 +49,11 @@ def choose_asset_root(given: str | None) -> str:
     if host is not None and reachable(host):
         return f"robots from {host}"
     os.environ[VARIABLE] = str(offline_root())
-    return "robots of this project (rl/sims/isaaclab_robots.py): NVIDIA's server is out of reach, results differ"
+    why = "NVIDIA's server is out of reach"
+    if host is None:
+        why = "the installed Isaac Lab does not say where NVIDIA's server is"
+        log.warning("%s (no asset_root in apps/isaaclab.python.kit); isaaclab.asset_root chooses other robots", why)
+    return f"robots of this project (rl/sims/isaaclab_robots.py): {why}, results differ"
 
 
 def server() -> str | None:

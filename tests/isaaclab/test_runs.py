@@ -52,6 +52,29 @@ def test_ppo_trains_goes_on_plays_and_leaves_no_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(1500)
+def test_ppo_trains_the_reaching_arm_and_play_shows_it(tmp_path: Path) -> None:
+    """A manager-based task with a curriculum."""
+    run = tmp_path / "run"
+    done = train("rl", "--task", "Isaac-Reach-Franka", "--algorithm", "PPO", "--num_envs", "16", "--device", "cpu",
+                 "--max_iterations", "2", "--output_dir", str(run), *SHORT)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "result.json").read_text())["env_steps"] == 2 * 24 * 16
+    done = train("play", "--checkpoint", str(run), "--video", "--video_length", "12", "--num_envs", "2")
+    assert done.returncode == 0, done.stderr
+    assert len(iio.imread(run / "videos" / "play.mp4")) == 12
+    assert ours(tmp_path) == []
+
+
+@pytest.mark.timeout(1500)
+def test_ppo_trains_the_manager_based_cartpole(tmp_path: Path) -> None:
+    done = train("rl", "--task", "Isaac-Cartpole", "--algorithm", "PPO", "--num_envs", "16", "--device", "cpu",
+                 "--max_iterations", "2", "--output_dir", str(tmp_path / "run"), "rl.preset=rsl_rl", "ppo.n_steps=16",
+                 *SHORT)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["env_steps"] == 2 * 16 * 16
+
+
+@pytest.mark.timeout(1500)
 def test_fastsac_trains_the_ant(tmp_path: Path) -> None:
     small = ["sac.learning_starts=32", "sac.batch_size=32", "sac.buffer_size=1024", "rl.max_iterations=8",
              "rl.final_episodes=8"]  # fmt: skip

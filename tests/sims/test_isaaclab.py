@@ -21,7 +21,7 @@ from rl.envs import registry
 from rl.envs.registry import TaskOptions
 from rl.sims import isaaclab_assets, isaaclab_launch
 from rl.sims.isaaclab import IsaacLabEnv
-from rl.sims.isaaclab_robots import ANT, CARTPOLE
+from rl.sims.isaaclab_robots import ANT, CARTPOLE, PANDA
 from rl.training import train_rl
 from rl.types import VectorStep
 from tests.sims.fake_isaaclab import FakeIsaacEnv
@@ -314,6 +314,16 @@ class TestAssetRoot:
         assert chosen == (None if answers else str(tmp_path))
         assert ("robots of this project" in said) is not answers
 
+    def test_an_installation_that_names_no_server_is_said(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setenv(isaaclab_assets.VARIABLE, "")
+        monkeypatch.setattr(isaaclab_assets, "server", lambda: None)
+        monkeypatch.setattr(isaaclab_assets, "offline_root", lambda: tmp_path)
+        with caplog.at_level(logging.WARNING):
+            assert "does not say where" in isaaclab_assets.choose_asset_root(None)
+        assert "isaaclab.asset_root" in caplog.text
+
     def test_nobody_answers_at_a_closed_port(self) -> None:
         assert not isaaclab_assets.reachable("127.0.0.1", 9)
 
@@ -328,5 +338,9 @@ def test_robots_have_the_names_that_the_tasks_look_up() -> None:
     ]
     assert names(ANT, "joint") == set(legs)
     assert names(ANT, "body") == {"torso", *legs}
+    fingers = {"panda_finger_joint1", "panda_finger_joint2"}
+    assert names(PANDA, "joint") == {f"panda_joint{i}" for i in range(1, 8)} | fingers
+    assert {"panda_hand", "panda_link0", "panda_link7"} <= names(PANDA, "body")
     # A joint whose name a shape has, too, is renamed by the converter.
-    assert not names(ANT, "joint") & names(ANT, "geom")
+    for robot in (CARTPOLE, ANT, PANDA):
+        assert not names(robot, "joint") & names(robot, "geom")
