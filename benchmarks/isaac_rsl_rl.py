@@ -34,7 +34,7 @@ from rl.sims.isaaclab import IsaacLabEnv
 from rl.training.on_policy_phase import OnPolicyPhase
 from rl.training.parallel_utils import ParallelContext
 from rl.training.policy_evaluation import Policy, evaluate
-from rl.training.provenance import machine
+from rl.training.provenance import git_commit, machine
 
 REPO = Path(__file__).resolve().parents[1]
 EVALUATION_SEED = 1_000_000
@@ -154,7 +154,13 @@ def measure_speed(args: argparse.Namespace) -> dict[str, Any]:
                 found[name].append(steps / (time.process_time() - start))
     made.close()
     ratios = [a / b for a, b in zip(found["ours"], found["rsl_rl"], strict=True)]
-    return {"steps_per_cpu_second": found, "ratio": statistics.median(ratios), "ratios": ratios, "machine": machine()}
+    return {
+        "steps_per_cpu_second": found,
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "code_commit": git_commit(),
+        "machine": machine(),
+    }
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -171,7 +177,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "trainer": args.trainer, "algorithm": "PPO", "task": args.task, "seed": args.seed, "env_steps": steps,
         **found.numbers(),
         "steps_per_second": steps / wall, "steps_per_cpu_second": steps / cpu, "wall_seconds": wall,
-        "machine": machine(),
+        "code_commit": git_commit(), "machine": machine(),
     }  # fmt: skip
 
 

@@ -94,11 +94,22 @@ class IsaacLabEnv:
         )
 
     def evaluating(self) -> "IsaacLabEnv":
-        """The same simulator for an evaluation: episodes begin at their beginning, `close` does nothing.
+        """The same simulator for an evaluation: episodes begin at their beginning, and what `close` ends is only that
+        the steps count for the task's curriculum.
 
         Afterwards the training begins its episodes anew.
         """
         return _Evaluating(self)
+
+    @property
+    def steps_taken(self) -> int:
+        """Steps of the training so far, by which tasks with a curriculum change their rewards. To be set before the
+        `reset` of a run that goes on."""
+        return int(self.env.common_step_counter)
+
+    @steps_taken.setter
+    def steps_taken(self, steps: int) -> None:
+        self.env.common_step_counter = steps
 
     def state_dict(self) -> dict[str, Any]:
         raise ValueError("the inner state of Isaac Lab cannot be saved; its episodes begin anew at every checkpoint")
@@ -120,9 +131,10 @@ class _Evaluating(IsaacLabEnv):
     def __init__(self, owner: IsaacLabEnv) -> None:
         self.__dict__.update(owner.__dict__)
         self._random_phase = False
+        self._steps_before = owner.steps_taken
 
     def close(self) -> None:
-        pass
+        self.steps_taken = self._steps_before
 
 
 def observation_space(space: gym.spaces.Dict) -> gym.Space[Any]:

@@ -1,5 +1,6 @@
 """`train.sh play`: a trained policy acts, deterministically; video, data log, numbers, export."""
 
+import contextlib
 import json
 import logging
 import time
@@ -90,12 +91,12 @@ def play(args: cli.Args) -> dict[str, Any]:
     env = policies.make_env(
         config, run, options.num_envs, ctx.device, options.seed, training=False, render=options.video
     )
-    phase = policies.build_phase(config, run, env, ctx, total=1)
-    policies.load_weights(phase, source.model, source.statistics, str(source.folder / source.name))
-    numbers = _act(config, phase, env, source)
-    if options.export:
-        numbers["export"] = policy_export.export(policies.exportable(phase), env, source.folder / "export")
-    phase.close()
+    with contextlib.closing(env):
+        phase = policies.build_phase(config, run, env, ctx, total=1)
+        policies.load_weights(phase, source.model, source.statistics, str(source.folder / source.name))
+        numbers = _act(config, phase, env, source)
+        if options.export:
+            numbers["export"] = policy_export.export(policies.exportable(phase), env, source.folder / "export")
     ctx.close()
     origin = {k: source.origin[k] for k in ("algorithm", "task")}
     return {**origin, "seed": options.seed, "checkpoint": source.name, **numbers, "machine": provenance.machine()}

@@ -115,7 +115,7 @@ class PolicyPhase:
 
     def _evaluate(self) -> None:
         result = self.evaluation(self.block.eval_episodes, self.block.eval_seed)
-        if registry.one_simulator(rl_config.task_of(self.cfg, self.run)):
+        if self._only_simulator() is not None:
             self.inner.restart(self.step * self._steps)
         entry = {"step": self.step, "env_steps": self.env_steps, **result.numbers()}
         self.curve.append(entry)
@@ -136,8 +136,9 @@ class PolicyPhase:
         """
         task = rl_config.task_of(self.cfg, self.run)
         most = MAX_EVAL_ENVS.get(task, DEFAULT_EVAL_ENVS if "ArmReach" in task else GYMNASIUM_EVAL_ENVS)
-        if registry.one_simulator(task):
-            env: VectorEnv = cast(IsaacLabEnv, self.inner.env).evaluating()
+        simulator = self._only_simulator()
+        if simulator is not None:
+            env: VectorEnv = simulator.evaluating()
             episodes = max(episodes, env.num_envs)
         else:
             count = min(most, episodes)
@@ -152,6 +153,12 @@ class PolicyPhase:
             env.close()
             if generator is not None and kept is not None:
                 generator.set_state(kept)
+
+    def _only_simulator(self) -> IsaacLabEnv | None:
+        """Environments of a task of which a process has one simulator only; None for all other tasks."""
+        if registry.one_simulator(rl_config.task_of(self.cfg, self.run)):
+            return cast(IsaacLabEnv, self.inner.env)
+        return None
 
     def _memory_gb(self) -> float:
         """The most in use so far: of the GPU, else of the process."""
@@ -171,12 +178,14 @@ class PolicyPhase:
 
     def checkpoint(self) -> CheckpointState:
         state = self.inner.checkpoint()
+        simulator = self._only_simulator()
         state.training |= {
             "policy_run": {
                 "run": self.run, "algorithm": self.block.algorithm, "task": rl_config.task_of(self.cfg, self.run),
                 "seconds": self.training_seconds, "wall_seconds": self.wall_seconds, "env_steps": self.env_steps,
                 "episodes": self.episodes,
                 "curve": self.curve, "best": self.best,
+                "simulator_steps": None if simulator is None else simulator.steps_taken,
             },
         }  # fmt: skip
         return state
@@ -184,6 +193,9 @@ class PolicyPhase:
     def restore(self, saved: LoadedCheckpoint) -> None:
         """Raises ValueError for a checkpoint of another algorithm or task."""
         own = check_origin(saved.training, self.run, self.cfg, str(saved.saved.path))
+        simulator = self._only_simulator()
+        if simulator is not None:
+            simulator.steps_taken = own.get("simulator_steps", 0)  # runs of earlier versions began their curricula anew
         self.inner.restore(saved)
         self.training_seconds, self.env_steps = own["seconds"], own["env_steps"]
         self.episodes = own.get("episodes", 0)  # runs of earlier versions did not count them

@@ -1,5 +1,6 @@
 """An environment with Isaac Lab's contract and none of its weight: buffers are used again, ended environments are
-reset inside `step`, "final_obs" appears only when one ended and stays there, stale, afterwards.
+reset inside `step`, "final_obs" appears only when one ended and stays there, stale, afterwards. `common_step_counter`,
+by which curricula go, counts every step.
 
 Environment e counts its steps: the observation is [count, e]. It terminates at count `fatal` in environment 0 and is
 cut by time after `limit` steps.
@@ -29,7 +30,7 @@ class FakeIsaacEnv:
         box = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
         groups = {"policy": box} | ({"critic": gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)} if critic else {})
         self.single_observation_space = gym.spaces.Dict(groups)
-        self.single_action_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self.single_action_space: gym.Space[Any] = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
         self.fatal, self.final_obs, self.critic = fatal, final_obs, critic
         self.count = torch.zeros(num_envs)
         self.episode_length_buf = torch.zeros(num_envs, dtype=torch.long)
@@ -38,7 +39,7 @@ class FakeIsaacEnv:
         self.extras: dict[str, Any] = {}
         self.seeds: list[int] = []
         self.sent: list[Tensor] = []
-        self.closed = 0
+        self.closed, self.common_step_counter = 0, 0
 
     def _observe(self) -> dict[str, Tensor]:
         self.policy_buf[:, 0], self.policy_buf[:, 1] = self.count, torch.arange(self.num_envs)
@@ -54,6 +55,7 @@ class FakeIsaacEnv:
     def step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Any]]:
         self.sent.append(actions.clone())
         self.count += 1
+        self.common_step_counter += 1
         self.episode_length_buf = self.episode_length_buf + 1
         self.terminated_buf[:] = (self.count == self.fatal) & (torch.arange(self.num_envs) == 0)
         self.truncated_buf[:] = self.episode_length_buf >= self.max_episode_length
@@ -83,6 +85,7 @@ class IsaacCounters:
         self.policy_buf, self.reward_buf = torch.zeros(num_envs, 3), torch.zeros(num_envs)
         self.terminated_buf, self.truncated_buf = torch.zeros(2, num_envs, dtype=torch.bool).unbind(0)
         self.extras: dict[str, Any] = {}
+        self.common_step_counter = 0
 
     def reset(self, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for i in range(self.num_envs):
@@ -93,6 +96,7 @@ class IsaacCounters:
         self.policy_buf[i] = torch.from_numpy(self.envs[i].reset()[0])
 
     def step(self, actions: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Any]]:
+        self.common_step_counter += 1
         for i, env in enumerate(self.envs):
             observation, reward, terminated, truncated, _ = env.step(actions[i].numpy())
             self.policy_buf[i] = torch.from_numpy(observation)

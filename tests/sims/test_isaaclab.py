@@ -140,6 +140,21 @@ def test_first_episodes_begin_anywhere_in_training_and_at_the_beginning_in_evalu
     assert fake.closed == 1
 
 
+def test_steps_of_an_evaluation_do_not_count_for_a_curriculum() -> None:
+    fake = FakeIsaacEnv()
+    env = adapter(fake)
+    env.reset(0)
+    steps(env, 4)
+    view = env.evaluating()
+    view.reset(0)
+    steps(view, 9)
+    view.close()
+    assert env.steps_taken == 4
+    env.steps_taken = 4_500  # of the run that this one continues
+    steps(env, 1)
+    assert fake.common_step_counter == 4_501
+
+
 def test_seeds_are_a_function_of_the_seed_and_the_number_of_resets() -> None:
     fakes = FakeIsaacEnv(), FakeIsaacEnv()
     for fake in fakes:
@@ -271,6 +286,33 @@ class TestStarting:
         said = capfd.readouterr().err
         assert "900000000 environments of Isaac-Ant-Direct needs" in said and "lower rl.num_envs" in said
         assert closed == []
+
+    def test_a_run_that_is_continued_goes_on_in_the_tasks_curriculum(
+        self, closed: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        argv = [
+            "--task", "Isaac-Ant-Direct", "--algorithm", "PPO", "--device", "cpu", "--num_envs", "4", "--auto_resume",
+            "--output_dir", str(tmp_path / "run"), "ppo.n_steps=8", "ppo.network.hidden=[8]", "rl.eval_episodes=4",
+            "rl.final_episodes=4", "rl.save_every=2", "rl.eval_every=1", "logging.tensorboard=false",
+        ]  # fmt: skip
+        for iterations in (2, 4):
+            fake = FakeIsaacEnv(num_envs=4)
+            self.making(monkeypatch, fake)
+            assert run_here(train_rl.main, [*argv, "--max_iterations", str(iterations)], "rl") == 0
+            assert fake.common_step_counter == iterations * 8
+            assert len(fake.sent) > 2 * 8  # evaluations step it, too
+            assert fake.closed == 1
+
+    def test_settings_that_do_not_fit_the_task_leave_nothing_open(
+        self, closed: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        fake = FakeIsaacEnv(num_envs=4)
+        fake.single_action_space = gym.spaces.Discrete(2)
+        self.making(monkeypatch, fake)
+        argv = ["--task", "Isaac-Ant-Direct", "--algorithm", "FASTSAC", "--num_envs", "4", "--device", "cpu"]
+        assert run_here(train_rl.main, [*argv, "--output_dir", str(tmp_path / "run")], "rl") == 4
+        assert "FASTSAC" in capfd.readouterr().err
+        assert (fake.closed, closed) == (1, ["runtime"])
 
     def test_processes_of_one_machine_share_its_memory(
         self, closed: list[str], monkeypatch: pytest.MonkeyPatch
