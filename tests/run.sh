@@ -15,7 +15,7 @@ if [[ "${1:-}" == isaaclab ]]; then
         exit 4
     fi
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
-    core=(tests/sims/test_isaaclab.py tests/models tests/algorithms/test_ppo.py tests/algorithms/test_sac.py
+    core=(tests/sims/test_isaaclab.py tests/sims/test_isaaclab_launch.py tests/models tests/algorithms/test_ppo.py tests/algorithms/test_sac.py
         tests/algorithms/test_a2c.py tests/algorithms/test_diffusion.py tests/algorithms/test_compiled.py
         tests/algorithms/test_ppo_losses.py tests/algorithms/test_ppo_against_rsl_rl.py
         tests/data/test_free_memory.py tests/data/test_replay.py tests/data/test_returns.py tests/data/test_rollout.py
