@@ -153,7 +153,9 @@ class PerEmbodiment(nn.Module):
         self.b = nn.Parameter(torch.zeros(count, outputs))
 
     def forward(self, x: Tensor, embodiment: Tensor) -> Tensor:
-        return torch.bmm(x, self.W[embodiment]) + self.b[embodiment][:, None]
+        # Not W[embodiment]: on several threads of a CPU its backward adds rows in an order that changes.
+        weight, bias = self.W.index_select(0, embodiment), self.b.index_select(0, embodiment)
+        return torch.bmm(x, weight) + bias[:, None]
 
 
 class PerEmbodimentMLP(nn.Module):

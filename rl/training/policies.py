@@ -85,12 +85,12 @@ def prefer_small_machine(cfg: Config, run: str) -> None:
     """Where the network is small, observations are numbers and environments are few: the CPU instead of `auto`, and
     one thread instead of all cores (more cost more in waiting than they give)."""
     task = rl_config.task_of(cfg, run)
-    if registry.shows_pictures(task) or cfg.gr00t.backend != "none":
+    if registry.shows_pictures(task):
         return
-    transformer = rl_config.policy_run(cfg, run).algorithm == "DIT"
+    transformer = rl_config.policy_run(cfg, run).algorithm == "DIT" or cfg.gr00t.backend != "none"
     if cfg.training.device == "auto" and num_envs(cfg, run) < MIN_GPU_ENVS and not transformer:
         cfg.training.device = "cpu"
-    if cfg.training.num_threads == 0:  # counts on the CPU only
+    if cfg.training.num_threads == 0 and cfg.gr00t.backend in ("none", "stub"):  # counts on the CPU only
         cfg.training.num_threads = 1
 
 
