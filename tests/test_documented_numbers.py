@@ -114,6 +114,20 @@ def test_the_readme_shows_the_measured_numbers_of_the_student() -> None:
     check_seeds(rows[2], [r["risen"]["return_raw_disagreement"] for r in runs], ("low", "high"))
 
 
+def test_the_readme_shows_what_training_added_to_the_student_and_what_its_memory_knows() -> None:
+    data = measured("student_targets")
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    words, runs = " ".join(readme.split()), [run["explorer"] for run in data["runs"]]
+    before = data["untrained"]["against_random"]["explore/objects_moved"]["ratio"]
+    assert f"moves {before['mean']:.2f} [{before['low']:.2f}, {before['high']:.2f}] as many objects" in words
+    rows = rows_after(readme, "actions. Against it, in the same scenes:")
+    measures = ("frame/disagreement", "explore/distance_moved_m", "explore/objects_moved")
+    for row, measure in zip(rows, measures, strict=True):
+        check_seeds(row, [r["against_untrained"][measure]["ratio"] for r in runs], ("mean", "low", "high"))
+    for name in ("memory", "observation"):
+        assert ", ".join(f"{r['measures'][f'probe/{name}']['mean']:.3f}" for r in runs) in words
+
+
 def test_the_tables_of_student_targets_are_those_of_its_runs() -> None:
     """Files of before there was the explorer before training hold the first table alone."""
     text = (RESULTS / "student_targets.md").read_text(encoding="utf-8")
