@@ -120,7 +120,8 @@ def simulator(args: argparse.Namespace) -> tuple[IsaacLabEnv, Config, dict[str, 
 
 
 def measure_speed(args: argparse.Namespace) -> dict[str, Any]:
-    """Both trainers in turn on one simulator: steps/s of each round, by CPU time, and their ratio.
+    """Both trainers in turn on one simulator: steps/s of each round, by CPU time, and their ratio; and the milliseconds
+    of an iteration that the simulator's own `step` does not take.
 
     In turn, because what else the machine does changes either by more than they differ. Each round begins with the
     untrained policies: a step of the simulator costs what its states and resets make it cost, and a better policy has
@@ -142,25 +143,46 @@ def measure_speed(args: argparse.Namespace) -> dict[str, Any]:
         runner.learn(num_learning_iterations=ROUND)
 
     steps = ROUND * agent["num_steps_per_env"] * args.num_envs
+    simulating = timed_steps(made.env)
     found: dict[str, list[float]] = {"ours": [], "rsl_rl": []}
+    outside: dict[str, list[float]] = {"ours": [], "rsl_rl": []}
     for turn in range(args.rounds + 1):
         for name, train in (("ours", ours), ("rsl_rl", theirs))[:: 1 if turn % 2 else -1]:
             for network, state in zip(networks, untrained, strict=True):
                 network.load_state_dict(state)
+            simulating.clear()
             start = time.process_time()
             with contextlib.redirect_stdout(io.StringIO()):
                 train()
+            taken = time.process_time() - start
             if turn > 0:  # the first round loads what is loaded once
-                found[name].append(steps / (time.process_time() - start))
+                found[name].append(steps / taken)
+                outside[name].append(1000 * (taken - sum(simulating)) / ROUND)
     made.close()
     ratios = [a / b for a, b in zip(found["ours"], found["rsl_rl"], strict=True)]
     return {
         "steps_per_cpu_second": found,
         "ratio": statistics.median(ratios),
         "ratios": ratios,
+        "ms_outside_simulator": outside,
         "code_commit": git_commit(),
         "machine": machine(),
     }
+
+
+def timed_steps(env: Any) -> list[float]:
+    """The CPU seconds of every `step` of the simulator from now on, whoever calls it."""
+    taken: list[float] = []
+    step = env.step
+
+    def timed(actions: torch.Tensor) -> Any:
+        start = time.process_time()
+        result = step(actions)
+        taken.append(time.process_time() - start)
+        return result
+
+    env.step = timed
+    return taken
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -265,6 +287,8 @@ def main() -> None:
         )
     print(f"within each other's interval: {result['within_each_other']}")
     print(f"steps/s of ours / rsl_rl, in turn on one simulator, median: {speed['ratio']:.3f}")
+    ours, theirs = (statistics.median(speed["ms_outside_simulator"][t]) for t in TRAINERS)
+    print(f"of an iteration outside the simulator, median: ours {ours:.1f} ms, rsl_rl {theirs:.1f} ms")
     if args.json is not None:
         whole = {
             "task": args.task, "num_envs": args.num_envs, "iterations": args.iterations, **result, "speed": speed,

@@ -28,7 +28,8 @@ def opened(place: str) -> Usd.Stage:
 
 @pytest.mark.parametrize("place", ROBOTS)
 def test_a_built_robot_has_the_joints_and_bodies_that_the_tasks_look_up(place: str) -> None:
-    prims = list(opened(place).Traverse())
+    stage = opened(place)  # prims die with it
+    prims = list(stage.Traverse())
     moving = [p for p in prims if p.IsA(UsdPhysics.RevoluteJoint) or p.IsA(UsdPhysics.PrismaticJoint)]
     bodies = [p for p in prims if p.HasAPI(UsdPhysics.RigidBodyAPI)]
     assert ({p.GetName() for p in moving}, {p.GetName() for p in bodies}) == EXPECTED[place.rpartition("/")[2]]
@@ -37,7 +38,8 @@ def test_a_built_robot_has_the_joints_and_bodies_that_the_tasks_look_up(place: s
 def test_the_arm_has_drives_in_units_of_degrees() -> None:
     """400 N m / rad are 6.98 N m / degree; a finger's 1,000 N / m stay."""
     place = next(p for p in ROBOTS if p.endswith("franka_panda.usda"))
-    joints = {p.GetName(): p for p in opened(place).Traverse() if p.IsA(UsdPhysics.Joint)}
+    stage = opened(place)
+    joints = {p.GetName(): p for p in stage.Traverse() if p.IsA(UsdPhysics.Joint)}
     turning = UsdPhysics.DriveAPI(joints["panda_joint4"], "angular").GetStiffnessAttr().Get()
     sliding = UsdPhysics.DriveAPI(joints["panda_finger_joint1"], "linear").GetStiffnessAttr().Get()
     assert (turning, sliding) == (pytest.approx(6.981, abs=1e-3), pytest.approx(1000.0))
