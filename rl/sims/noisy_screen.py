@@ -11,9 +11,9 @@ from sapien.render import RenderBodyComponent, RenderMaterial, RenderShapeBox, R
 from rl.sims.textures import to_rgba
 
 NAME = "noisy_screen"
-# It lies flat in the left half of the arm's workspace: out of the first view of the wrist camera, which looks down, and
-# most of its view after the first joint has turned by 0.8 rad.
-CENTER = (0.40, 0.50, 0.001)  # m
+# It lies flat in the left half of the arm's workspace: about a quarter of the first view of the wrist camera, which
+# looks down, and most of it after the first joint has turned by 0.6 rad.
+CENTER = (0.40, 0.36, 0.001)  # m
 HALF_SIZE = (0.40, 0.30, 0.001)  # m
 CELLS = 24  # per side; each has a colour of its own
 TEXTURE_SIZE = 96  # px

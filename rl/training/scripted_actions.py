@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from rl.training.collector import RandomActions
 
-TURN = 0.8  # rad of the first joint, from the first pose to a view of the noisy screen
+TURN = 0.6  # rad of the first joint, from the first pose to a view of the noisy screen
 
 
 class TowardsScreen:

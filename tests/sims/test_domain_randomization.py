@@ -139,7 +139,7 @@ def test_a_noisy_screen_shows_other_noise_at_every_step_and_nothing_else_moves()
         np.testing.assert_array_equal(a.picture[elsewhere], plain.picture[elsewhere])
 
 
-def test_the_wrist_camera_meets_the_noisy_screen_only_after_a_turn_of_the_arm() -> None:
+def test_a_turn_of_the_arm_brings_the_noisy_screen_from_the_edge_of_the_wrist_camera_into_its_middle() -> None:
     config = EnvironmentConfig(domain_randomization=DomainRandomizationConfig(noisy_screen=True))
     sim = make_simulator(config, seed=0)
     shares = []
@@ -148,4 +148,4 @@ def test_the_wrist_camera_meets_the_noisy_screen_only_after_a_turn_of_the_arm() 
         names = sim.entity_names()
         shares.append(np.mean([names.get(int(i), "") == "noisy_screen" for i in sim.segmentation("wrist").ravel()]))
     sim.close()
-    assert shares[0] < 0.02 and max(shares) > 0.1
+    assert shares[0] < 0.35 and max(shares) > 0.6

@@ -261,7 +261,7 @@ def test_the_noisy_suite_turns_to_the_screen_and_then_acts_at_random() -> None:
     plain = RandomActions(0, 0, MASK, 1)
     for step in range(12):
         actions, random = act({}, 0, step)[0], plain({}, 0, step)[0]
-        if step < 8:  # 0.8 rad of the first joint
+        if step < 6:  # 0.6 rad of the first joint
             assert np.flatnonzero(actions).tolist() == [0] and actions[0] == 1
         else:
             np.testing.assert_array_equal(actions, random)
