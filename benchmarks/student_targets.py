@@ -31,6 +31,8 @@ MEASURES = (
 IN_VIEW = "explore/screen_in_view"
 PROBES = ("probe/memory", "probe/observation", "probe/memory_minus_observation")
 BEFORE = "before training"
+KINDS = ("entropy", "disagreement")  # rewards of the explorers beside the screen
+VERSUS = "entropy against disagreement"
 # One update that changes nothing: its steps are far below the last digit of a weight.
 STILL = {f"student.{k}": "1e-30" for k in ("learning_rate", "min_learning_rate", "value_learning_rate")}
 
@@ -80,10 +82,24 @@ def against(ours: Path, theirs: Path) -> dict[str, Any]:
     return comparison_data(rows)
 
 
-def _episodes(directory: Path) -> list[dict[str, Any]]:
-    """The explorer's, in the order of their scenes."""
+def _episodes(directory: Path, policy: str = "explorer") -> list[dict[str, Any]]:
+    """Of one policy, in the order of their scenes."""
     lines = (directory / "evaluation.jsonl").read_text(encoding="utf-8").splitlines()
-    return [row for row in map(json.loads, lines) if row["policy"] == "explorer"]
+    return [row for row in map(json.loads, lines) if row["policy"] == policy]
+
+
+def distraction(runs: dict[str, list[Path]]) -> dict[str, Any]:
+    """What is in view, all seeds together: of every reward's explorers against random actions, and of entropy's against
+    disagreement's. runs: by reward the directories of its seeds. Intervals over scenes, in each of which all seeds
+    played.
+    """
+    seen = {
+        kind: {p: np.mean([[row[IN_VIEW] for row in _episodes(d, p)] for d in own], 0) for p in ("explorer", "random")}
+        for kind, own in runs.items()
+    }
+    rows = {kind: compare_paired(s["explorer"], s["random"], 2000, 0) for kind, s in seen.items()}
+    rows[VERSUS] = compare_paired(*(seen[k]["explorer"] for k in KINDS), 2000, 0)
+    return comparison_data(rows)
 
 
 def metrics(directory: Path) -> list[dict[str, float]]:
@@ -165,22 +181,33 @@ def table(rows: list[dict[str, Any]], before: dict[str, Any], args: argparse.Nam
     for row in rows:
         v = row["explorer"]["speed"]
         out.append(f"| {row['seed']} | {v['env_steps_per_s']:.1f} | {' | '.join(f'{v[n]:.1f}' for n in times)} |")
-    if any("screen" in row for row in rows):
-        out += [
-            "", f"Share of the wrist camera's view that the noisy screen fills (no hiding assumed), by reward, after "
-            f"{args.screen_train_episodes} episodes, {args.screen_episodes} held-out ones:", "",
-            "| seed | reward | explorer | explorer - random |", "|---|---|---|---|",
-        ]  # fmt: skip
-        for row in rows:
-            for kind, run in row.get("screen", {}).items():
-                c = run["against_random"][IN_VIEW]
-                out.append(f"| {row['seed']} | {kind} | {run['screen_in_view']:.3f} | {said(c['difference'])} |")
     return "\n".join(out) + "\n"
+
+
+def screen_table(rows: list[dict[str, Any]], together: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    """together: what `distraction` says."""
+    out = [
+        "", f"Share of the wrist camera's view that the noisy screen fills (no hiding assumed), by reward, after "
+        f"{args.screen_train_episodes} episodes, in {args.screen_episodes} held-out scenes:", "",
+        "| seed | reward | explorer | explorer - random |", "|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows:
+        for kind, run in row["screen"].items():
+            c = run["against_random"][IN_VIEW]
+            out.append(f"| {row['seed']} | {kind} | {run['screen_in_view']:.3f} | {said(c['difference'], 3)} |")
+    for kind in KINDS:
+        mean = np.mean([row["screen"][kind]["screen_in_view"] for row in rows])
+        out.append(f"| all | {kind} | {mean:.3f} | {said(together[kind]['difference'], 3)} |")
+    return [
+        *out,
+        "",
+        f"Entropy's explorers minus disagreement's, all seeds: {said(together[VERSUS]['difference'], 3)}.",
+    ]
 
 
 def screen(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     runs = {}
-    for kind in ("entropy", "disagreement"):
+    for kind in KINDS:
         extra = ["--mixed_precision", "bf16", SCREEN, ALONE, f"student.rewards.uncertainty={kind}", *args.overrides]
         size = (args.screen_train_episodes, args.screen_episodes)
         run = trained(args, args.screen_teacher, seed, f"screen_{kind}", *size, *extra)
@@ -198,11 +225,12 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=40, help="held-out ones")
     parser.add_argument("--screen_teacher", default=None, help="also train beside a noisy screen, which it knows")
     parser.add_argument("--screen_train_episodes", type=int, default=240)
-    parser.add_argument("--screen_episodes", type=int, default=16, help="held-out ones")
+    parser.add_argument("--screen_episodes", type=int, default=40, help="held-out ones")
     parser.add_argument("--runs", default="outputs/student_targets")
     parser.add_argument("overrides", nargs="*", help="block.key=value for every run")
     args = parser.parse_args()
     rows, first = [], untrained(args)
+    beside: dict[str, list[Path]] = {kind: [] for kind in KINDS}
     before = measured(first)
     for seed in range(args.seeds):
         run = trained(args, args.teacher, seed, "explorer", args.train_episodes, args.episodes, *args.overrides)
@@ -211,8 +239,14 @@ def main() -> None:
             row["screen"] = screen(args, seed)
         rows.append(row)
         data = {"command": vars(args), "machine": machine(), "untrained": before, "runs": rows}
+        text = table(rows, before, args)
+        if args.screen_teacher is not None:
+            for kind in KINDS:
+                beside[kind].append(run.with_name(f"screen_{kind}_seed{seed}"))
+            data["screen"] = distraction(beside)
+            text += "\n".join(screen_table(rows, data["screen"], args)) + "\n"
         place = RESULTS / "student_targets.json"
-        publish(place.with_suffix(".md"), place, table(rows, before, args), data)
+        publish(place.with_suffix(".md"), place, text, data)
 
 
 if __name__ == "__main__":

@@ -90,3 +90,27 @@ def test_explorers_of_different_scenes_are_not_compared(tmp_path: Path) -> None:
     leave_numbers(tmp_path / "b", (1.0,))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="a paired comparison needs the same episodes, got 2 and 1"):
         student_targets.against(tmp_path / "a", tmp_path / "b")
+
+
+def leave_views(run: Path, explorer: tuple[float, ...], random: tuple[float, ...]) -> Path:
+    """How much of the view the screen filled, scene by scene."""
+    run.mkdir(parents=True)
+    rows = [{"policy": p, student_targets.IN_VIEW: x}
+            for p, seen in (("explorer", explorer), ("random", random)) for x in seen]  # fmt: skip
+    (run / "evaluation.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return run
+
+
+def test_what_distracts_is_told_over_the_scenes_in_which_all_seeds_played(tmp_path: Path) -> None:
+    runs = {
+        "entropy": [
+            leave_views(tmp_path / "e0", (0.5, 0.1), (0.1, 0.1)),
+            leave_views(tmp_path / "e1", (0.9, 0.3), (0.1, 0.3)),
+        ],
+        "disagreement": [leave_views(tmp_path / "d0", (0.1, 0.2), (0.1, 0.1))],
+    }
+    found = student_targets.distraction(runs)
+    # Entropy, mean of the seeds: 0.7 and 0.2 against 0.1 and 0.2, so 0.6 and 0 in the two scenes.
+    means = {kind: found[kind]["difference"]["mean"] for kind in found}
+    assert means == pytest.approx({"entropy": 0.3, "disagreement": 0.05, student_targets.VERSUS: 0.3})
+    assert [found["entropy"]["difference"][k] for k in ("low", "high")] == pytest.approx([0.0, 0.6])
