@@ -20,7 +20,7 @@ from rl.training.evaluation.output import comparison_data
 from rl.training.provenance import machine
 
 SCREEN = "environment.domain_randomization.noisy_screen=true"
-ALONE = "student.rewards.memory_divergence_weight=0"
+ALONE = ("student.rewards.memory_divergence_weight=0", "student.rewards.action_rate_weight=0")
 SIZE = ("student.episodes_per_iteration=2", "training.num_threads=1")  # 16 episodes of 8 environments an update
 # Raw sums of an episode. Of the memory's potential the last value: what its rewards telescope to.
 RETURNS = ("return_raw_disagreement", "return_raw_entropy", "divergence_last")
@@ -208,7 +208,7 @@ def screen_table(rows: list[dict[str, Any]], together: dict[str, Any], args: arg
 def screen(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     runs = {}
     for kind in KINDS:
-        extra = ["--mixed_precision", "bf16", SCREEN, ALONE, f"student.rewards.uncertainty={kind}", *args.overrides]
+        extra = ["--mixed_precision", "bf16", SCREEN, *ALONE, f"student.rewards.uncertainty={kind}", *args.overrides]
         size = (args.screen_train_episodes, args.screen_episodes)
         run = trained(args, args.screen_teacher, seed, f"screen_{kind}", *size, *extra)
         in_view = read(run / "evaluation.json")["measures"][IN_VIEW]["mean"]
