@@ -90,7 +90,8 @@ def prefer_small_machine(cfg: Config, run: str) -> None:
     transformer = rl_config.policy_run(cfg, run).algorithm == "DIT" or cfg.gr00t.backend != "none"
     if cfg.training.device == "auto" and num_envs(cfg, run) < MIN_GPU_ENVS and not transformer:
         cfg.training.device = "cpu"
-    if cfg.training.num_threads == 0 and cfg.gr00t.backend in ("none", "stub"):  # counts on the CPU only
+    # Counts on the CPU only. GR00T's own code would add gradients on several threads in an order that changes.
+    if cfg.training.num_threads == 0:
         cfg.training.num_threads = 1
 
 
