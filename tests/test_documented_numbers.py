@@ -218,6 +218,14 @@ def test_the_readme_shows_what_the_noisy_screen_pays() -> None:
     (run,) = [r for r in runs_of("noisy_screen") if r["teacher"].endswith("teacher_screen")]
     pays = {k: v["mean"] / v["std"] for k, v in run["measures"].items()}
     assert f"pays {pays['entropy']:.1f} spreads of the entropy reward and {pays['disagreement']:.1f} of the" in words
+    (other,) = [r for r in runs_of("noisy_screen") if r is not run and r["teacher"].endswith("teacher_heads")]
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    rows = rows_after(readme, "([noisy_screen.md]")
+    for row in rows:
+        check_seeds(row, [run["measures"][row[0]]["chosen"]], ("mean", "low", "high"))
+    assert [row[0] for row in rows] == ["entropy", "disagreement"] and f"in all episodes ({run['view']:.3f})" in readme
+    unknown = other["measures"]["disagreement"]["chosen"]
+    assert f"(+{unknown['mean']:.3f} [{unknown['low']:.3f}, {unknown['high']:.3f}])" in words
 
 
 def test_the_readme_shows_the_measured_speed_of_the_rl_core() -> None:
