@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# Products of fewer multiplications start sooner in MKL: of 256 rows, 64 x 64 takes 141 us there both ways and 218 here,
+# 256 x 256 takes 1,351 and 769.
+SMALL = 2**21
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _linear: Any = torch.ops.mkldnn._linear_pointwise.default if AVAILABLE else None
 
@@ -69,7 +72,7 @@ class Linear(nn.Linear):
     """`nn.Linear` (the same parameters and result) over (N, in) rows."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.bias is None or x.dim() != 2 or not usable(x):
+        if self.bias is None or x.dim() != 2 or not usable(x) or x.shape[0] * self.weight.numel() < SMALL:
             return F.linear(x, self.weight, self.bias)
         if not torch.is_grad_enabled():  # an autograd function of our own costs as much as a small layer
             return product(x, self.weight, self.bias)
