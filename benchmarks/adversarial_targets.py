@@ -14,9 +14,11 @@ from typing import Any
 from benchmarks.runs import RESULTS, publish, read, start
 from rl import config as rl_config
 from rl.config import Config
+from rl.data.statistics import Interval, bootstrap_mean
 from rl.training.provenance import machine
 
-WORST, ALL = "robust/nll_worst_frames", "frame/nll"
+# Whose states, and what of them.
+MEASURES = (("explorer", "robust/nll_worst_frames"), ("explorer", "frame/nll"), ("random", "frame/nll"))
 ROUNDS = 1  # of the explorer in an iteration
 # A short game: fewer and longer iterations than the defaults have.
 SIZE = (
@@ -87,12 +89,18 @@ def bounds(game: Path) -> dict[str, str]:
     return dict(zip(SIGNS, said, strict=True))
 
 
+def over_seeds(rows: list[dict[str, Any]], against: str, whose: str, measure: str) -> Interval:
+    """Mean of the seeds' ratios; the interval draws seeds again."""
+    return bootstrap_mean([row[against][whose][measure]["ratio"]["mean"] for row in rows], 2000, 0)
+
+
 def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
     out = [
         f"# Phase 3 after {args.iterations} iterations",
         "",
         f"Ratios of loss (game / other; below 1 the game's world model is better) on {args.episodes} held-out "
-        "episodes, 95 % interval over episodes. `control`: equal updates and environment steps, random actions only. "
+        "episodes, 95 % interval over episodes (rows `all`: over seeds). `control`: equal updates and environment "
+        "steps, random actions only. "
         f"Machine: {machine()}.",
         "",
         "| seed | against | explorer's states, worst tenth | explorer's states | random states | signs of a collapse "
@@ -102,10 +110,13 @@ def table(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
     for row in rows:
         for against in AGAINST:
             c = row[against]
-            cells = [c["explorer"][WORST], c["explorer"][ALL], c["random"][ALL]]
+            cells = [c[whose][measure] for whose, measure in MEASURES]
             said = [f"{x['ratio']['mean']:.3f} [{x['ratio']['low']:.3f}, {x['ratio']['high']:.3f}]" for x in cells]
             told = "; ".join(f"{k} {low:.2g} to {high:.2g}" for k, (low, high) in row["signs"].items())
             out.append(f"| {row['seed']} | {against} | {' | '.join(said)} | {told} |")
+    for against in AGAINST:
+        means = [over_seeds(rows, against, *measure) for measure in MEASURES]
+        out.append(f"| all | {against} | {' | '.join(f'{m.mean:.3f} [{m.low:.3f}, {m.high:.3f}]' for m in means)} | |")
     return "\n".join(out) + "\n"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import arm_targets, student_targets
+from benchmarks import adversarial_targets, arm_targets, student_targets
 from rl.training import seed_intervals
 
 REPO = Path(__file__).resolve().parents[1]
@@ -179,7 +179,9 @@ def test_the_readme_shows_the_measured_numbers_of_the_game() -> None:
     rows = rows_after((REPO / "README.md").read_text(encoding="utf-8"), "Adversarial, a short game")
     kinds = (("explorer", "frame/nll"), ("explorer", "robust/nll_worst_frames"), ("random", "frame/nll"))
     for row, (whose, measure) in zip(rows, kinds, strict=True):
-        check_seeds(row, [r[whose][measure]["ratio"] for r in runs], ("mean", "low", "high"))
+        check_seeds(row[:-1], [r[whose][measure]["ratio"] for r in runs], ("mean", "low", "high"))
+        over = adversarial_targets.over_seeds(runs_of("adversarial_targets"), "control", whose, measure)
+        assert all(map(shown, NUMBER.findall(row[-1]), (over.mean, over.low, over.high)))
 
 
 def test_the_readme_shows_the_measured_speed_of_simulator_and_first_command() -> None:

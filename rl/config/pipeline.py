@@ -17,13 +17,13 @@ class PipelineConfig:
 
     output_dir: str = "./outputs/pipeline"  # teacher/, student/, adversarial/, evaluation/ and report.html
     phases: list[PipelinePhase] = field(default_factory=lambda: list(PipelinePhase))
-    teacher_episodes: int = 200
+    teacher_episodes: int = 160
     student_episodes: int = 240
     # Of the student, instead of training.num_envs and student.episodes_per_iteration, of which the other phases want
     # less: 16 episodes an update learn well, and more environments at once collect faster. null: those.
     student_envs: int | None = 8
     student_rounds: int | None = 2
-    adversarial_iterations: int = 16
+    adversarial_iterations: int = 12
     evaluation_episodes: int = 12
     checkpoints: int = 4  # of each phase, evenly over its length
     media: int = 4  # pictures and videos of each phase, evenly over its length

@@ -1,6 +1,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks import adversarial_targets as targets
 from rl import config as rl_config
@@ -19,7 +20,9 @@ def test_signs_stand_in_the_table_with_the_bounds_of_their_run(tmp_path: Path) -
     old = {"action_std": 0.5, "reward_std": 0.2, "token_top_share": 0.1}
     new = old | {"reward_raw_std_share": 1.0}
     cell = {"ratio": {"mean": 0.9, "low": 0.8, "high": 1.0}}
-    measured = {"explorer": {targets.WORST: cell, targets.ALL: cell}, "random": {targets.ALL: cell}}
+    measured: dict[str, dict[str, Any]] = {whose: {} for whose, _ in targets.MEASURES}
+    for whose, measure in targets.MEASURES:
+        measured[whose][measure] = cell
     rows = []
     for seed, game in enumerate([
         _game(tmp_path / "new", new, new | {"action_std": 0.6, "reward_raw_std_share": 0.4}),
@@ -30,4 +33,5 @@ def test_signs_stand_in_the_table_with_the_bounds_of_their_run(tmp_path: Path) -
     table = targets.table(rows, argparse.Namespace(iterations=2, episodes=4))
     assert "action_std 0.05 to 0.95; reward_std at least 0.25; reward_raw_std_share at least 0.1; token" in table
     assert "action_std 0.5 to 0.6; reward_std 0.2 to 0.2; reward_raw_std_share 0.4 to 1; token_top" in table
+    assert "| all | control | 0.900 [0.900, 0.900] |" in table  # the same in both seeds
     assert "| action_std 0.5 to 0.5; reward_std 0.2 to 0.2; token_top_share 0.1 to 0.1 |" in table
