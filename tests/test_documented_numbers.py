@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from itertools import takewhile
 from pathlib import Path
 
@@ -260,3 +261,28 @@ def test_a_number_that_drifted_is_noticed() -> None:
     ):
         with pytest.raises(AssertionError):
             check_arm_rows(wrong, 1, 2, 3, runs)
+
+
+def test_the_documents_show_the_measured_memory_of_gr00t() -> None:
+    found = measured("gr00t_memory_cpu")
+    taken, planned = found["measured_bytes"] / 1e9, found["planned_bytes"] / 1e9
+    words = " ".join((REPO / "docs" / "gr00t.md").read_text(encoding="utf-8").split())
+    assert f"on a CPU it takes {taken:.1f} GB, {taken / planned:.2f} of the plan" in words
+    assert f"{planned:.1f} GB together" in words
+
+
+def test_the_documents_show_the_measured_comparison_with_rsl_rl() -> None:
+    found = measured("isaac_cartpole")
+    text = (REPO / "docs" / "isaaclab.md").read_text(encoding="utf-8")
+    for row in rows_after(text, "the same environments"):
+        own = found[row[0]]
+        values = (own["mean_return"], *own["interval"], *own["each_seed"])
+        assert all(map(shown, NUMBER.findall(" ".join(row[1:])), values)), row
+    for row in rows_after(text, "Steps per second of these runs"):
+        rates = [r["steps_per_second"] for r in found["runs"] if r["trainer"] == row[0]]
+        own = found[row[0]]
+        expected = [*rates, own["steps_per_second"], own["steps_per_cpu_second"]]
+        assert " ".join(row[1:]).split() == [f"{x:,.0f}" for x in expected], row
+    ratios = found["speed"]["ratios"]
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5
+    assert f"{statistics.mean(ratios):.3f} +- {error:.3f}" in text
