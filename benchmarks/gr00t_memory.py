@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import torch
 
 from benchmarks.runs import NO_EPISODES, RESULTS, write
@@ -42,14 +40,13 @@ class Robot:
 
     def __init__(self, num_envs: int, device: torch.device) -> None:
         self.num_envs, self.device = num_envs, device
-        self.observation_space = gym_space()
-        self.action_space = gym.spaces.Box(-1.0, 1.0, (7,), np.float32)
+        self.observation_space, self.action_space = gr00t_memory.planned_robot()
 
     def reset(self, seed: int | None = None) -> TensorTree:
-        size = (self.num_envs, 3, 256, 256)
+        numbers, camera = (self.observation_space[k].shape or () for k in ("state", "camera"))
         return {
-            "state": torch.randn(self.num_envs, 32, device=self.device),
-            "camera": torch.randint(256, size, dtype=torch.uint8, device=self.device),
+            "state": torch.randn(self.num_envs, *numbers, device=self.device),
+            "camera": torch.randint(256, (self.num_envs, *camera), dtype=torch.uint8, device=self.device),
         }
 
     def step(self, actions: torch.Tensor) -> VectorStep:
@@ -63,11 +60,6 @@ class Robot:
         raise cannot_save("random pictures")
 
     def close(self) -> None: ...
-
-
-def gym_space() -> gym.spaces.Dict:
-    camera = gym.spaces.Box(0, 255, (3, 256, 256), np.uint8)
-    return gym.spaces.Dict({"state": gym.spaces.Box(-1, 1, (32,), np.float32), "camera": camera})
 
 
 class Peak:

@@ -145,26 +145,6 @@ def test_the_tables_of_student_targets_are_those_of_its_runs() -> None:
         check_intervals(rows_after(text, start), ratios)
 
 
-def test_the_table_of_the_noisy_screen_is_that_of_its_runs() -> None:
-    data = measured("student_targets")
-    if "screen" not in data:
-        pytest.skip("explorers beside a screen have not been measured")
-    text = (RESULTS / "student_targets.md").read_text(encoding="utf-8")
-    expected = [
-        (str(run["seed"]), kind, r["screen_in_view"], r["against_random"][student_targets.IN_VIEW]["difference"])
-        for run in data["runs"]
-        for kind, r in run["screen"].items()
-    ]
-    for kind in student_targets.KINDS:
-        shares = [run["screen"][kind]["screen_in_view"] for run in data["runs"]]
-        expected.append(("all", kind, sum(shares) / len(shares), data["screen"][kind]["difference"]))
-    rows = rows_after(text, "Share of the wrist camera's view")
-    for row, (seed, kind, share, difference) in zip(rows, expected, strict=True):
-        assert row[:2] == [seed, kind] and shown(row[2], share)
-        printed = NUMBER.findall(row[3])
-        assert all(map(shown, printed, (difference[k] for k in ("mean", "low", "high"))))
-
-
 def check_intervals(rows: list[list[str]], expected: list[list]) -> None:
     """Rows of a label and intervals, `-` for one that there is not."""
     for row, (label, *intervals) in zip(rows, expected, strict=True):

@@ -107,9 +107,7 @@ class PPOConfig:
     value_loss: ValueLoss = ValueLoss.mse
     value_coef: float = 0.5
     entropy_coef: float = 0.0
-    estimator_coef: float = (
-        1.0  # of the mean squared error of ppo.network.estimator, in units of normalised observations
-    )
+    estimator_coef: float = 1.0  # of the mean squared error of ppo.network.estimator, of normalised observations
     max_grad_norm: float = 0.5
     grad_clip: GradClip = GradClip.joint
     kl_stop: float | None = None  # ends the update when approx_kl of a minibatch exceeds it

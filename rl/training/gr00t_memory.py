@@ -105,12 +105,16 @@ def attentions(model: Gr00tModel, part: str) -> int:
     return sum(n.endswith(("to_q.weight", "to_q.base_layer.weight")) for n in names)
 
 
+def planned_robot() -> tuple[gym.spaces.Dict, gym.spaces.Box]:
+    """What is planned for: observations of 32 numbers and one camera of 256 x 256 px, 7 actions."""
+    numbers, camera = gym.spaces.Box(-1, 1, (32,), np.float32), gym.spaces.Box(0, 255, (3, 256, 256), np.uint8)
+    return gym.spaces.Dict({"state": numbers, "camera": camera}), gym.spaces.Box(-1, 1, (7,), np.float32)
+
+
 def planned(cfg: Config) -> Memory:
-    """Of random weights of `gr00t.size` on the meta device, for a robot with one camera, 32 numbers and 7 actions."""
-    observation = gym.spaces.Dict(
-        {"state": gym.spaces.Box(-1, 1, (32,), np.float32), "camera": gym.spaces.Box(0, 255, (3, 256, 256), np.uint8)}
-    )
+    """Of random weights of `gr00t.size` on the meta device, for `planned_robot`."""
+    observation, actions = planned_robot()
     with torch.device("meta"):
         model = gr00t_backend.stub(cfg.gr00t.size)
-        policy = GR00TActorCritic(model, observation, gym.spaces.Box(-1, 1, (7,), np.float32), cfg.gr00t)
+        policy = GR00TActorCritic(model, observation, actions, cfg.gr00t)
     return report(policy, cfg)

@@ -114,3 +114,44 @@ def test_what_distracts_is_told_over_the_scenes_in_which_all_seeds_played(tmp_pa
     means = {kind: found[kind]["difference"]["mean"] for kind in found}
     assert means == pytest.approx({"entropy": 0.3, "disagreement": 0.05, student_targets.VERSUS: 0.3})
     assert [found["entropy"]["difference"][k] for k in ("low", "high")] == pytest.approx([0.0, 0.6])
+
+
+def test_explorers_beside_a_screen_are_trained_for_one_reward_each_and_tabled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views = {"screen_entropy_seed0": (0.5, 0.7), "screen_disagreement_seed0": (0.1, 0.1)}
+    for name in ("untrained_seed0", "explorer_seed0"):
+        leave_numbers(tmp_path / "runs" / name, (2.0, 2.0))
+    commands: list[tuple[str, ...]] = []
+
+    def start(*command: str) -> None:
+        commands.append(command)
+        if command[0] == "rl.training.evaluate_rl":
+            run = Path(command[command.index("--checkpoint") + 1])
+            leave_numbers(run, (2.0, 2.0))
+            (run / "evaluation.jsonl").unlink()
+            rows = [{"policy": p, student_targets.IN_VIEW: x}
+                    for p, seen in (("explorer", views[run.name]), ("random", (0.2, 0.2))) for x in seen]  # fmt: skip
+            (run / "evaluation.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+            data = json.loads((run / "evaluation.json").read_text())
+            data["measures"][student_targets.IN_VIEW] = interval(sum(views[run.name]) / 2)
+            data["baseline"]["comparison"][student_targets.IN_VIEW] = {"difference": interval(0.3), "ratio": None}
+            (run / "evaluation.json").write_text(json.dumps(data))
+
+    monkeypatch.setattr(student_targets, "start", start)
+    monkeypatch.setattr(student_targets, "RESULTS", tmp_path)
+    argv = ["student_targets", "--teacher", "T", "--screen_teacher", "S", "--seeds", "1", "--episodes", "2"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--runs", str(tmp_path / "runs")])
+    student_targets.main()
+
+    trained = [c for c in commands if "--teacher_path" in c]
+    assert len(trained) == 2 and all(c[c.index("--teacher_path") + 1] == "S" for c in trained)
+    for command, kind in zip(trained, ("entropy", "disagreement"), strict=True):
+        wanted = {"student.rewards.memory_divergence_weight=0", "student.rewards.action_rate_weight=0",
+                  f"student.rewards.uncertainty={kind}", student_targets.SCREEN}  # fmt: skip
+        assert wanted <= set(command)
+    text = (tmp_path / "student_targets.md").read_text()
+    assert "| 0 | entropy | 0.600 | 0.300 [0.200, 0.400] |" in text
+    assert "| all | entropy | 0.600 | 0.400 [0.300, 0.500] |" in text
+    assert "| all | disagreement | 0.100 | -0.100 [-0.100, -0.100] |" in text
+    assert "disagreement's, all seeds: 0.500 [0.400, 0.600]." in text

@@ -27,6 +27,7 @@ from rl.training.gr00t_training import Stages, make_policy, make_policy_optimize
 from rl.training.on_policy_phase import OnPolicyPhase
 from rl.training.parallel_utils import ParallelContext
 from rl.training.policy_evaluation import Policy, evaluate
+from tests.helpers.autograd_memory import kept_bytes
 from tests.models.gr00t_files import write_weights
 from tests.training.point_env import PointEnv
 from tests.training.policy_runs import arm, lines, rl
@@ -329,17 +330,7 @@ class TestMemory:
         policy.enter(len(stages))
         observation: Any = {"state": torch.zeros(3, 5), "camera": torch.zeros(3, 3, 256, 256, dtype=torch.uint8)}
         decisions = policy.draw(observation, None, torch.ones(3, dtype=torch.bool), torch.Generator()).actions
-        own = {t.untyped_storage().data_ptr() for t in (*policy.parameters(), *policy.buffers())}
-        kept: dict[int, torch.Tensor] = {}
-
-        def pack(t: torch.Tensor) -> torch.Tensor:
-            if t.untyped_storage().data_ptr() not in own:
-                kept[t.untyped_storage().data_ptr()] = t  # held, so that no address is used twice
-            return t
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            policy(observation, decisions)
-        measured = sum(t.untyped_storage().nbytes() for t in kept.values())
+        measured = kept_bytes(policy, lambda: policy(observation, decisions))
         assert 0.5 < gr00t_memory.activations(policy, cfg, 3) / measured < 2
 
     def test_the_whole_model_with_adapters_in_half_precision_fits_40_gb(self) -> None:

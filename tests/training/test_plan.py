@@ -11,6 +11,7 @@ from rl import config as rl_config
 from rl.config import LoraMode, MixedPrecision
 from rl.training import plan as planning
 from rl.training.model_setup import freeze_for_world_model, inject_adapter
+from tests.helpers.autograd_memory import kept_bytes
 
 
 def configs(preset: str = "debug_test", **training):
@@ -48,18 +49,8 @@ def test_estimated_activations_are_close_to_what_autograd_keeps(preset: str, rec
     arch.trunk.gradient_checkpointing, arch.trunk.attention_backend = recompute, backend
     policy = build_policy(arch)
     freeze_for_world_model(policy, cfg.teacher.freeze, lora=False)
-    own = {t.untyped_storage().data_ptr() for t in (*policy.parameters(), *policy.buffers())}
-    kept: dict[int, torch.Tensor] = {}
-
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        if t.untyped_storage().data_ptr() not in own:
-            kept[t.untyped_storage().data_ptr()] = t  # held, so that no address is used twice
-        return t
-
     batch, h = planning.random_batch(cfg, arch, torch.device("cpu")), policy.initial_memory_state(2)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        policy(batch, mode="world_model_window", initial_memory_state=h)
-    measured = sum(t.untyped_storage().nbytes() for t in kept.values())
+    measured = kept_bytes(policy, lambda: policy(batch, mode="world_model_window", initial_memory_state=h))
     estimate = planning.activation_bytes(cfg, arch, backend)
     if recompute:  # the layer that is computed again is not there yet
         arch.trunk.gradient_checkpointing = False
