@@ -50,7 +50,7 @@ def our_config(task: str, num_envs: int, seed: int, agent: dict[str, Any]) -> Co
     return load(
         None,
         [
-            f"rl.task={task}", "rl.preset=rsl_rl", f"rl.num_envs={num_envs}", "isaaclab.action_limit=null",
+            f"rl.task={task}", "rl.preset=rsl_rl", f"rl.num_envs={num_envs}",
             f"training.seed={seed}", "training.device=cpu", "training.num_threads=1",
             f"ppo.n_steps={agent['num_steps_per_env']}", f"ppo.network.hidden={list(net['hidden_dims'])}",
             f"ppo.network.activation={net['activation']}", f"ppo.num_minibatches={a['num_mini_batches']}",
@@ -108,7 +108,7 @@ def simulator(args: argparse.Namespace) -> tuple[IsaacLabEnv, Config, dict[str, 
     """Environments that have stepped already, and both trainers' settings."""
     torch.set_num_threads(1)
     # The environment first: it chooses where robots come from before Isaac Lab is imported.
-    options = TaskOptions(isaaclab=load(None, ["isaaclab.action_limit=null"]).isaaclab)
+    options = TaskOptions(isaaclab=load(None, [f"rl.task={args.task}", "rl.preset=rsl_rl"], "rl").isaaclab)
     made = registry.make_vector_env(args.task, args.num_envs, "cpu", seed=args.seed, options=options)
     assert isinstance(made, IsaacLabEnv)
     agent = rsl_rl_settings(args.task)

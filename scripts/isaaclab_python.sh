@@ -33,8 +33,13 @@ part_fingerprint() {
     { cat "$REPO/scripts/setup_parts.sh" "$REPO"/requirements/"$1"*; echo "$REPO"; } | sha256sum | cut -d' ' -f1
 }
 
-# use_isaac_python: PYTHON_BIN becomes the interpreter of that environment.
+# use_isaac_python: PYTHON_BIN becomes the interpreter of that environment, or F1_ISAACLAB_PYTHON where that is set.
 use_isaac_python() {
+    if [[ -n "${F1_ISAACLAB_PYTHON:-}" ]]; then
+        [[ -x $F1_ISAACLAB_PYTHON ]] || die "F1_ISAACLAB_PYTHON=$F1_ISAACLAB_PYTHON is no interpreter that can be started"
+        PYTHON_BIN="$F1_ISAACLAB_PYTHON"
+        return
+    fi
     local stamp="$REPO/.venv-isaaclab/.setup-stamp"
     [[ -f $stamp ]] ||
         die "this task needs Isaac Lab, which is not installed; install it once (Python 3.12, 9 GB): bash setup.sh isaaclab"

@@ -115,6 +115,13 @@ def test_published_qvpo_is_chosen_by_name_under_both_commands(run: str) -> None:
     assert (dit.num_envs, dit.updates_per_step, dit.learning_starts, dit.gamma) == (1, 1, 10_000, 0.99)
 
 
+def test_rsl_rl_sends_isaac_labs_tasks_actions_without_a_limit_and_others_keep_theirs() -> None:
+    task = "rl.task=Isaac-Cartpole-Direct"
+    assert C.load(None, [task, "rl.preset=rsl_rl"], "rl").isaaclab.action_limit is None
+    assert C.load(None, [task, "rl.preset=rsl_rl", "isaaclab.action_limit=2"], "rl").isaaclab.action_limit == 2
+    assert C.load(None, [task], "rl").isaaclab.action_limit == 1
+
+
 def test_published_ppo_for_atari_is_a_preset() -> None:
     config = C.load(None, ["rl.preset=ppo37_atari"], "rl")
     ppo = config.ppo

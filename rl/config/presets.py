@@ -45,7 +45,8 @@ def preset_files(run: str, cfg: Config) -> list[Path]:
     algorithm = CONFIG_DIR / "algo" / f"{name}.yaml"
     if not algorithm.is_file():
         raise nearest(name, sorted(p.stem for p in algorithm.parent.glob("*.yaml")), f"{run}.preset")
-    tasks = [f"{task}.yaml"] if block.preset else [f"{task}.yaml", f"{task}.{block.algorithm.lower()}.yaml"]
+    stem = task.removesuffix("-v0") if is_isaac_task(task) else task  # Isaac Lab 2.3 numbers its tasks
+    tasks = [f"{stem}.yaml"] if block.preset else [f"{stem}.yaml", f"{stem}.{block.algorithm.lower()}.yaml"]
     return [algorithm, *(p for p in (CONFIG_DIR / "task" / t for t in tasks) if p.is_file())]
 
 

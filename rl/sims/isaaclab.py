@@ -1,8 +1,8 @@
 """Isaac Lab environments (DirectRLEnv, ManagerBasedRLEnv) as the project's `rl.envs.vector.VectorEnv`.
 
-Written for Isaac Lab 3.0, which runs without Isaac Sim on Newton physics, with or without a GPU; 2.3 differs in what is
-noted below. Isaac Lab is imported by `make` only. It steps all environments of a process in one simulator, of which
-there can be only one: evaluations play in the training's simulator (`evaluating`).
+Written for Isaac Lab 3.0, which runs without Isaac Sim on Newton physics, with or without a GPU; what 2.3 lacks is
+noted below (that version was not run). Isaac Lab is imported by `make` only. It steps all environments of a process in
+one simulator, of which there can be only one: evaluations play in the training's simulator (`evaluating`).
 
 Isaac Lab resets ended environments inside `step` and then observes, writes rewards and flags into buffers that it uses
 again, and gives actions no bounds. It is stepped in torch's inference mode, which makes its many small operations
@@ -31,13 +31,14 @@ class IsaacLabEnv:
 
     def __init__(
         self, env: Any, action_limit: float | None, random_phase: bool, seed: int,
-        close: Callable[[], None] | None = None,
+        close: Callable[[], None] | None = None, robots: str = "unknown robots",
     ) -> None:  # fmt: skip
-        """`env` is the Isaac Lab environment, unwrapped. `close` runs after the environment was closed.
+        """`env` is the Isaac Lab environment, unwrapped. `close` runs after the environment was closed. `robots` as in
+        `isaaclab_assets.robots_of`.
 
         Raises ValueError for spaces it cannot serve.
         """
-        self.env, self._random_phase, self._after_close = env, random_phase, close
+        self.env, self._random_phase, self._after_close, self.robots = env, random_phase, close, robots
         self.num_envs, self.device = int(env.num_envs), torch.device(env.device)
         self._length = int(env.max_episode_length)
         self.max_episode_steps: int | None = self._length
@@ -110,6 +111,15 @@ class IsaacLabEnv:
     @steps_taken.setter
     def steps_taken(self, steps: int) -> None:
         self.env.common_step_counter = steps
+
+    def compare_robots(self, trained_with: str | None) -> None:
+        """Warns where they are others than these; None where a run of an earlier version did not note them."""
+        if trained_with not in (None, self.robots):
+            log.warning(
+                "this policy was trained with %s, but here are %s: returns differ. The variable ISAACSIM_ASSET_ROOT "
+                "chooses the folder (the run's isaaclab.asset_root, if any, wins); `python -m rl.sims.isaaclab_assets` "
+                "prints that of this project's", trained_with, self.robots,
+            )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         raise ValueError("the inner state of Isaac Lab cannot be saved; its episodes begin anew at every checkpoint")

@@ -1,5 +1,7 @@
 """Where Isaac Lab takes its robots from: NVIDIA's server, or our own ones where that is out of reach.
 
+`.venv-isaaclab/bin/python -m rl.sims.isaaclab_assets` makes the folder with ours and prints where it is.
+
 Isaac Lab reads ISAACSIM_ASSET_ROOT when it is imported, so `choose_asset_root` comes before that.
 """
 
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from rl.sims.asset_cache import build_once
+from rl.sims import asset_cache
 from rl.sims.isaaclab_robots import ANT, CARTPOLE, GROUND_PLANE, PANDA, PANDA_STIFFNESS
 
 log = logging.getLogger(__name__)
@@ -36,12 +38,9 @@ def choose_asset_root(given: str | None) -> str:
     `given` (isaaclab.asset_root) wins, then the variable as it is, then the server, then our own robots. Raises
     ValueError for a folder that does not exist.
     """
-    if given is not None:
-        if not Path(given).is_dir():
-            raise ValueError(
-                f"isaaclab.asset_root: no folder '{given}'; leave it out for NVIDIA's server or our robots"
-            )
-        os.environ[VARIABLE] = str(Path(given).resolve())
+    root = given_root(given)
+    if root is not None:
+        os.environ[VARIABLE] = root
         return f"robots from {given}"
     if os.environ.get(VARIABLE):
         return f"robots from {VARIABLE}={os.environ[VARIABLE]}"
@@ -54,6 +53,24 @@ def choose_asset_root(given: str | None) -> str:
         why = "the installed Isaac Lab does not say where NVIDIA's server is"
         log.warning("%s (no asset_root in apps/isaaclab.python.kit); isaaclab.asset_root chooses other robots", why)
     return f"robots of this project (rl/sims/isaaclab_robots.py): {why}, results differ"
+
+
+def robots_of(root: str | None) -> str:
+    """What a run notes about its robots; `root` is the asset root in use, None or empty for NVIDIA's server. Ours carry
+    their version, wherever the folder is."""
+    if not root:
+        return "robots of NVIDIA's server"
+    ours = offline_place()
+    return f"robots of this project ({ours.name})" if Path(root).resolve() == ours.resolve() else f"robots in {root}"
+
+
+def given_root(given: str | None) -> str | None:
+    """Its whole path. Raises ValueError for a folder that does not exist."""
+    if given is None:
+        return None
+    if not Path(given).is_dir():
+        raise ValueError(f"isaaclab.asset_root: no folder '{given}'; leave it out for NVIDIA's server or our robots")
+    return str(Path(given).resolve())
 
 
 def server() -> str | None:
@@ -77,10 +94,15 @@ def reachable(host: str, port: int = 443) -> bool:
     return True
 
 
+def offline_place() -> Path:
+    """Where `offline_root` is or would be."""
+    text = "".join([*ROBOTS, *ROBOTS.values(), FLOOR, GROUND_PLANE, str(PANDA_STIFFNESS)])
+    return asset_cache.CACHE_DIR / f"isaaclab-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
 def offline_root() -> Path:
     """Folder laid out like the server's, with our robots as USD; made once."""
-    text = "".join([*ROBOTS, *ROBOTS.values(), FLOOR, GROUND_PLANE, str(PANDA_STIFFNESS)])
-    return build_once(f"isaaclab-{hashlib.sha256(text.encode()).hexdigest()[:12]}", _fill)
+    return asset_cache.build_once(offline_place().name, _fill)
 
 
 def _fill(folder: Path) -> None:
@@ -117,3 +139,7 @@ def add_drives(stage: Any, stiffness: dict[str, float]) -> None:
                 drive = UsdPhysics.DriveAPI.Apply(prim, "angular" if turns else "linear")
                 drive.CreateStiffnessAttr(value * (math.pi / 180 if turns else 1.0))
                 drive.CreateDampingAttr(0.1 * value * (math.pi / 180 if turns else 1.0))
+
+
+if __name__ == "__main__":
+    print(offline_root())

@@ -1,7 +1,7 @@
 """Pictures of an Isaac Lab robot without a renderer: its shapes, read from the USD stage, drawn as flat outlines.
 
 Isaac Lab's own cameras need Isaac Sim, or shapes that its Newton physics loads only for them. This needs neither, nor a
-GPU. Letters: N points, P pixels.
+GPU. Letters: N points, P pixels, B bodies.
 """
 
 import colorsys
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image, ImageDraw
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -41,17 +42,15 @@ class Picture:
         if not self.shapes:
             raise ValueError("this task has no articulated robot that could be drawn; leave --video out")
         self.robot = robots[0]
-        places = self.robot.data.body_pos_w.torch[0]
-        radius = float((places - places.mean(0)).norm(dim=-1).max()) + max(
+        places, _ = poses(self.robot.data)
+        radius = float(np.linalg.norm(places - places.mean(0), axis=-1).max()) + max(
             float(abs(s.points_N3).max()) for s in self.shapes
         )
         self.distance = min(max(2.2 * radius, 2.0), 7.0)
 
     def render(self) -> UInt8Array:
         """(size, size, 3)"""
-        data = self.robot.data
-        places = data.body_pos_w.torch[0].cpu().numpy().astype(np.float64)
-        turns = data.body_quat_w.torch[0].cpu().numpy().astype(np.float64)  # xyzw
+        places, turns = poses(self.robot.data)
         target = places.mean(0)
         canvas = Image.new("RGB", (self.size, self.size), SKY)
         draw = ImageDraw.Draw(canvas)
@@ -66,6 +65,15 @@ class Picture:
             edge = tuple(int(0.6 * c) for c in colour)
             draw.polygon([tuple(p) for p in outline.tolist()], fill=colour, outline=edge)
         return np.asarray(canvas).copy()
+
+
+def poses(data: Any) -> tuple[Array, Array]:
+    """Places (B, 3) and quaternions (B, 4), xyzw, of the first environment's B bodies. Before Isaac Lab 3.0 they are
+    tensors and the real part comes first."""
+    places, turns = data.body_pos_w, data.body_quat_w
+    before_3 = isinstance(turns, torch.Tensor)
+    first = [(x if before_3 else x.torch)[0].cpu().numpy().astype(np.float64) for x in (places, turns)]
+    return first[0], np.roll(first[1], -1, -1) if before_3 else first[1]
 
 
 class Camera:

@@ -1,12 +1,13 @@
 """Whole runs on the real Isaac Lab as a user starts them. Each is a process of its own."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
 import imageio.v3 as iio
 import pytest
+
+from tests.launch.sessions import run_in_session
 
 pytest.importorskip("isaaclab", reason="needs Isaac Lab: bash setup.sh isaaclab, then bash tests/run.sh isaaclab")
 
@@ -16,21 +17,10 @@ SHORT = ["rl.eval_episodes=16", "rl.final_episodes=16", "rl.save_every=2", "rl.e
 
 
 def train(*args: str) -> subprocess.CompletedProcess[str]:
-    command = ["bash", str(REPO / "train.sh"), *args]
-    return subprocess.run(command, capture_output=True, text=True, timeout=900, cwd=REPO, env=os.environ | {})
-
-
-def ours(place: Path) -> list[str]:
-    """Processes whose command line names `place`."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if str(place) in line and "pytest" not in line:
-            found.append(line)
-    return found
+    """Whatever becomes of it, no process of it may be left."""
+    done = run_in_session(["bash", str(REPO / "train.sh"), *args], timeout=900, cwd=REPO)
+    assert done.left == [], done.process.stderr
+    return done.process
 
 
 @pytest.mark.timeout(3000)
@@ -48,7 +38,6 @@ def test_ppo_trains_goes_on_plays_and_leaves_no_process(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(iio.imread(run / "videos" / "play.mp4")) == 12
     assert len((run / "play_data.csv").read_text().splitlines()) == 1 + 2 * 10
-    assert ours(tmp_path) == []
 
 
 @pytest.mark.timeout(1500)
@@ -62,7 +51,6 @@ def test_ppo_trains_the_reaching_arm_and_play_shows_it(tmp_path: Path) -> None:
     done = train("play", "--checkpoint", str(run), "--video", "--video_length", "12", "--num_envs", "2")
     assert done.returncode == 0, done.stderr
     assert len(iio.imread(run / "videos" / "play.mp4")) == 12
-    assert ours(tmp_path) == []
 
 
 @pytest.mark.timeout(1500)

@@ -1,5 +1,6 @@
 """Which interpreter train.sh starts an Isaac Lab task with, and tests/run.sh the tests of a part."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -83,6 +84,15 @@ def test_the_environment_of_this_checkout_and_its_lists_is_taken(repo: Path) -> 
     assert done.stdout.strip() == f"{repo}/.venv-isaaclab/bin/python"
 
 
+def test_another_interpreter_with_isaac_lab_can_be_named(repo: Path, tmp_path: Path) -> None:
+    named = tmp_path / "python"
+    code = f'export F1_ISAACLAB_PYTHON="{named}"; use_isaac_python; echo "$PYTHON_BIN"'
+    refused = bash(code, repo=repo)
+    assert refused.returncode == 4 and "F1_ISAACLAB_PYTHON" in refused.stderr
+    named.touch(0o755)
+    assert bash(code, repo=repo).stdout.strip() == str(named)
+
+
 def test_an_environment_of_other_lists_has_to_be_set_up_again(repo: Path) -> None:
     (repo / "requirements" / "isaaclab.in").write_text("isaaclab==3.1.0\n")
     done = bash("use_isaac_python", repo=repo)
@@ -98,6 +108,21 @@ def test_train_and_setup_agree_on_what_is_up_to_date(repo: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     (repo / "requirements" / "isaaclab.in").write_text("isaaclab==3.1.0\n")
     assert bash(parts + "setup_part isaaclab 9", repo=repo).returncode == 4
+
+
+def test_an_environment_that_could_not_be_made_is_tried_again_by_the_next_call(repo: Path) -> None:
+    shutil.rmtree(repo / ".venv-isaaclab")
+    broken = repo / "python3.12"
+    broken.write_text('#!/bin/bash\nmkdir -p "$3/bin" && touch "$3/bin/python" && chmod +x "$3/bin/python"; exit 1\n')
+    broken.chmod(0o755)
+    code = (
+        f'cd "{repo}"; fail() {{ echo "$1" >&2; exit 4; }}; source scripts/setup_parts.sh\n'
+        f'find_python312() {{ echo "{broken}"; }}; setup_part isaaclab 9'
+    )
+    for _ in range(2):
+        done = bash(code, repo=repo)
+        assert done.returncode == 4 and "install its venv module" in done.stderr
+        assert not (repo / ".venv-isaaclab").exists()
 
 
 @pytest.mark.parametrize("part", ["isaaclab", "gr00t"])

@@ -4,8 +4,10 @@ import contextlib
 import importlib.util
 import logging
 import os
+import runpy
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +21,9 @@ from rl.config import IsaacLabConfig, SupervisionConfig, load
 from rl.data import free_memory
 from rl.envs import registry
 from rl.envs.registry import TaskOptions
-from rl.sims import isaaclab_assets, isaaclab_launch
+from rl.sims import asset_cache, isaaclab_assets, isaaclab_launch
 from rl.sims.isaaclab_robots import ANT, CARTPOLE, PANDA
-from rl.training import train_rl
+from rl.training import cli, play, train_rl
 from tests.sims.fake_isaaclab import FakeIsaacEnv
 from tests.training.run_here import run_here
 
@@ -39,13 +41,6 @@ def test_a_missing_installation_is_answered_with_the_command() -> None:
 def test_isaac_lab_does_not_run_in_supervised_processes() -> None:
     with pytest.raises(ValueError, match=r"environment\.isolation=sync"):
         registry.make_vector_env("Isaac-Ant-Direct", 4, options=TaskOptions(processes=SupervisionConfig()))
-
-
-@pytest.mark.parametrize("found", ["2.3.0", "0.47.2"])  # the package of Isaac Lab 2.3 counts on its own
-def test_an_isaac_lab_before_3_is_refused_with_the_command(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(isaaclab_launch, "version", lambda name: found)
-    with pytest.raises(ValueError, match=rf"is {found}, and Isaac Lab 3\.0 or newer .*bash setup\.sh isaaclab"):
-        registry.make_vector_env("Isaac-Ant-Direct", 4)
 
 
 class TestStarting:
@@ -153,6 +148,34 @@ class TestStarting:
             assert len(fake.sent) > 2 * 8  # evaluations step it, too
             assert fake.closed == 1
 
+    def test_other_robots_than_those_of_the_training_are_said_when_it_goes_on_and_when_it_is_played(
+        self, closed: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        argv = [
+            "--task", "Isaac-Ant-Direct", "--algorithm", "PPO", "--device", "cpu", "--num_envs", "4", "--auto_resume",
+            "--output_dir", str(tmp_path / "run"), "ppo.n_steps=8", "ppo.network.hidden=[8]", "rl.eval_episodes=4",
+            "rl.final_episodes=4", "rl.save_every=2", "logging.tensorboard=false",
+        ]  # fmt: skip
+
+        def said(robots: str, entry: Callable[[cli.Args], None], phase: str, *words: str) -> str:
+            monkeypatch.setenv(isaaclab_assets.VARIABLE, robots)
+            self.making(monkeypatch, FakeIsaacEnv(num_envs=1 if phase == "play" else 4))
+            assert run_here(entry, [*words], phase) == 0
+            err = capfd.readouterr().err
+            return next((line for line in err.splitlines() if "WARNING" in line and "robots" in line), "")
+
+        ours = str(isaaclab_assets.offline_place())
+        assert said(ours, train_rl.main, "rl", *argv, "--max_iterations", "2") == ""
+        assert said(ours, train_rl.main, "rl", *argv, "--max_iterations", "4") == ""
+        for place in ("run", "run/best_model.pt"):
+            played = ["--checkpoint", str(tmp_path / place), "--steps", "3", "--device", "cpu"]
+            assert said(ours, play.main, "play", *played) == ""
+            warning = said("", play.main, "play", *played)
+            assert "trained with robots of this project" in warning and "are robots of NVIDIA's server" in warning
+            assert "isaaclab.asset_root" in warning and isaaclab_assets.VARIABLE in warning
+        warning = said("/mine", train_rl.main, "rl", *argv, "--max_iterations", "6")
+        assert "trained with robots of this project" in warning and "are robots in /mine" in warning
+
     def test_settings_that_do_not_fit_the_task_leave_nothing_open(
         self, closed: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
@@ -172,6 +195,120 @@ class TestStarting:
         registry.make_vector_env("Isaac-Ant-Direct", 3, options=TaskOptions(local_processes=2)).close()
         with pytest.raises(ValueError, match=r"lower rl\.num_envs"):
             registry.make_vector_env("Isaac-Ant-Direct", 3, options=TaskOptions(local_processes=3))
+
+
+class TestStartingInIsaacSim:
+    """Isaac Lab 2.3, replaced by what of its interface is used."""
+
+    @pytest.fixture
+    def started(self, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+        """What Isaac Sim was started with and saw; how often it was closed."""
+        seen: dict[str, Any] = {"closed": 0}
+
+        class AppLauncher:
+            def __init__(self, arguments: dict[str, Any]) -> None:
+                assert "isaaclab_tasks" not in sys.modules  # they can be imported only then
+                for taken in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(taken, lambda *_: self.close())
+                seen.update(arguments=arguments, argv=list(sys.argv))
+                tasks = SimpleNamespace(utils=SimpleNamespace(parse_env_cfg=parse_env_cfg))
+                monkeypatch.setitem(sys.modules, "isaaclab_tasks", tasks)
+                monkeypatch.setitem(sys.modules, "isaaclab_tasks.utils", tasks.utils)
+                self.app = self
+
+            def close(self) -> None:
+                seen["closed"] += 1
+
+        def parse_env_cfg(task: str, device: str, num_envs: int) -> Any:
+            return DirectRLEnvCfg() if task == "Isaac-Ant-Direct-v0" else object()
+
+        class DirectRLEnvCfg:
+            seed: int | None = None
+
+        class ManagerBasedRLEnvCfg:
+            pass
+
+        envs = SimpleNamespace(DirectRLEnvCfg=DirectRLEnvCfg, ManagerBasedRLEnvCfg=ManagerBasedRLEnvCfg)
+        app = SimpleNamespace(AppLauncher=AppLauncher)
+        for name, module in {"isaaclab": SimpleNamespace(), "isaaclab.app": app, "isaaclab.envs": envs}.items():
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.delitem(sys.modules, "isaaclab_tasks", raising=False)
+        monkeypatch.setattr(isaaclab_launch, "version", lambda name: "2.3.2")
+        registry = {"Isaac-Ant-Direct-v0": None, "Isaac-Shadow-Hand-Over-Direct-v0": None}
+        monkeypatch.setattr(isaaclab_launch.gym, "registry", registry)
+        return seen
+
+    @staticmethod
+    def making(monkeypatch: pytest.MonkeyPatch) -> FakeIsaacEnv:
+        fake: Any = FakeIsaacEnv(final_obs=False)
+        fake.sim = SimpleNamespace(_disable_app_control_on_stop_handle=False)
+
+        def make(task: str, cfg: Any) -> Any:
+            fake.seed = cfg.seed
+            return SimpleNamespace(unwrapped=fake)
+
+        monkeypatch.setattr(isaaclab_launch.gym, "make", make)
+        return fake
+
+    def test_it_starts_first_and_closes_last_and_never_shows_a_window(
+        self, started: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fake: Any = self.making(monkeypatch)
+        env = registry.make_vector_env("Isaac-Ant-Direct-v0", 3, seed=7)
+        assert started["arguments"] == {"headless": True, "device": "cpu", "fast_shutdown": False}
+        assert fake.seed == 7
+        assert fake.sim._disable_app_control_on_stop_handle  # else closing waits for ever
+        env.reset(0)
+        assert env.step(torch.zeros(3, 1)).observation.shape == (3, 2)  # type: ignore[union-attr]
+        assert (fake.closed, started["closed"]) == (0, 0)
+        env.close()
+        assert (fake.closed, started["closed"]) == (1, 1)
+
+    def test_our_signals_and_our_command_line_stay_ours(
+        self, started: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        self.making(monkeypatch)
+        monkeypatch.setattr(sys, "argv", ["train_rl.py", "--task", "Isaac-Ant-Direct-v0"])
+        before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+        options = TaskOptions(isaaclab=IsaacLabConfig(asset_root=str(tmp_path)))
+        registry.make_vector_env("Isaac-Ant-Direct-v0", 3, options=options).close()
+        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+        assert started["argv"] == ["train_rl.py", f"--/persistent/isaac/asset_root/cloud={tmp_path}"]
+        assert sys.argv == ["train_rl.py", "--task", "Isaac-Ant-Direct-v0"]
+
+    @pytest.mark.parametrize(
+        ("task", "said"),
+        [
+            ("Isaac-Ant-Drect-v0", "Isaac-Ant-Direct-v0"),
+            ("Isaac-Shadow-Hand-Over-Direct-v0", "no task for one policy"),
+        ],
+    )
+    def test_a_refused_task_leaves_no_simulator(
+        self, task: str, said: str, started: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.making(monkeypatch)
+        with pytest.raises(ValueError, match=said):
+            registry.make_vector_env(task, 3)
+        assert started["closed"] == 1
+
+    def test_its_numbered_tasks_are_trained_with_the_settings_of_the_task(self) -> None:
+        cfg = load(None, ["rl.task=Isaac-Ant-Direct-v0", "rl.algorithm=PPO"], run="rl")
+        assert cfg.ppo.network.hidden == load(None, ["rl.task=Isaac-Ant-Direct"], run="rl").ppo.network.hidden
+
+
+def test_a_task_that_needs_isaac_sim_names_the_version_that_goes_with_the_installed_isaac_lab(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launcher = SimpleNamespace(scan=lambda cfg, args: SimpleNamespace(needs_kit=True))
+    monkeypatch.setitem(sys.modules, "isaaclab.app.sim_launcher", launcher)
+    for name in ("isaaclab", "isaaclab.app"):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace())
+    monkeypatch.setattr(isaaclab_launch.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(isaaclab_launch, "version", lambda name: "3.0.7")
+    with pytest.raises(ValueError, match="RTX GPU") as refused:
+        isaaclab_launch.refuse_without_isaac_sim("Isaac-Ant-Direct", object())
+    command = "-m pip install 'isaaclab[isaacsim]==3.0.7' --extra-index-url https://pypi.nvidia.com"
+    assert f"{sys.executable} {command}" in str(refused.value)
 
 
 def test_a_bad_limit_of_actions_is_refused() -> None:
@@ -215,6 +352,15 @@ class TestAssetRoot:
         with caplog.at_level(logging.WARNING):
             assert "does not say where" in isaaclab_assets.choose_asset_root(None)
         assert "isaaclab.asset_root" in caplog.text
+
+    def test_the_module_builds_the_offline_folder_and_prints_where_it_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(asset_cache, "CACHE_DIR", tmp_path)
+        offline_place = isaaclab_assets.offline_place()
+        offline_place.mkdir()
+        runpy.run_path(isaaclab_assets.__file__, run_name="__main__")
+        assert capsys.readouterr().out == f"{offline_place}\n"
 
     def test_nobody_answers_at_a_closed_port(self) -> None:
         assert not isaaclab_assets.reachable("127.0.0.1", 9)
