@@ -1,15 +1,25 @@
 # GR00T's released models run in an environment of their own (bash setup.sh gr00t); sourced by train.sh.
 
-# gr00t_run ARGS...: true when `gr00t.backend=` or the run that `--checkpoint` names asks for n1.7 or n1.5. With
-# gr00t.mlp_fallback=true a missing environment is no reason to stop: the run says loudly what it does instead.
+# gr00t_file FILE KEY VALUE: true when the configuration FILE has `KEY: VALUE` (a pattern), plain or quoted, in a block
+# or {in: braces}.
+gr00t_file() { grep -qsE "^[^#]*\\b$2: *[\"']?$3\\b" "$1"; }
+
+# gr00t_run ARGS...: true when `gr00t.backend=`, the file of `--rl_config` (where that is not given) or the run that
+# `--checkpoint` names asks for n1.7 or n1.5. With gr00t.mlp_fallback=true a missing environment is no reason to stop:
+# the run says loudly what it does instead.
 gr00t_run() {
-    local word place real='' fallback=''
+    local word place real='' fallback='' file='' backend='' small=''
     while [[ $# -gt 0 ]]; do
         word="$1"
-        [[ $word != --checkpoint ]] || word="$1=${2:-}"
+        case "$word" in
+            --checkpoint | --rl_config | --rl-config) word="$1=${2:-}" ;;
+        esac
         case "$word" in
             gr00t.backend=n1.[57]) real=yes ;;
+            gr00t.backend=*) backend="${word#*=}" ;;
             gr00t.mlp_fallback=true) fallback=yes ;;
+            gr00t.mlp_fallback=*) small="${word#*=}" ;;
+            --rl_config=* | --rl-config=*) file="${word#*=}" ;;
             --checkpoint=*)
                 for place in "${word#*=}" "$(dirname "${word#*=}")"; do
                     ! grep -qsE '^  backend: n1\.[57]$' "$place/config.yaml" || real=yes
@@ -19,6 +29,8 @@ gr00t_run() {
         esac
         shift
     done
+    [[ -n $backend ]] || ! gr00t_file "$file" backend 'n1\.[57]' || real=yes
+    [[ -n $small ]] || ! gr00t_file "$file" mlp_fallback true || fallback=yes
     [[ -n $real && (-z $fallback || -f "$REPO/.venv-gr00t/.setup-stamp") ]]
 }
 

@@ -29,7 +29,8 @@ setup_part() {
     if [[ ! -x $venv/bin/python ]]; then
         python="$(find_python312)" || exit 4
         echo "setup: making $venv (about $size GB, several minutes)"
-        "$python" -m venv "$venv" || fail "$python cannot make an environment; install its venv module"
+        # What a failure leaves has a python but no pip; the next call would take it for made.
+        "$python" -m venv "$venv" || { rm -rf "$venv"; fail "$python cannot make an environment; install its venv module"; }
     fi
     rm -f "$stamp"
     "${pip[@]}" install --quiet -r "$list" ||

@@ -17,7 +17,7 @@ class GR00TConfig:
     backend: str = "none"  # none: the network of `ppo.network` | stub: same shapes, random weights | n1.7 | n1.5
     checkpoint: str | None = None  # local directory of a released model; null: random weights
     size: str = "tiny"  # of random weights: tiny | n1.7
-    mlp_fallback: bool = False  # the network of `ppo.network` where the backend cannot be loaded; said loudly
+    mlp_fallback: bool = False  # the network of `ppo.network` where the backend is not installed; said loudly
     embodiment: str = "new_embodiment"  # picks encoder and decoder weights and, of a checkpoint, the statistics
     dtype: str = "float32"  # of what stands still: float32 | bfloat16 | float16; what trains is float32
     # Names of the environment's actions, looked up among those of the checkpoint's embodiment; null: the first ones,
@@ -32,7 +32,7 @@ class GR00TConfig:
     unfreeze_at: list[float] = field(default_factory=lambda: [0.0])  # share of the run at which each stage begins
     warmup_updates: int = 5  # over which the learning rate of a new stage grows to its full size
     backbone_layers: int = 4  # of the language model, from the top, that the stage `backbone` trains
-    lora_rank: int = 0  # adapters in the linear layers of `dit` instead of their weights; 0: the weights
+    lora_rank: int = 0  # adapters in the linear layers of `dit` (a stage) instead of their weights; 0: the weights
     lora_alpha: int = 32
     value_hidden: list[int] = field(default_factory=lambda: [256, 128])
     value_lr_scale: float = 3.0  # learning rate of the value head, relative to ppo.learning_rate
@@ -64,6 +64,11 @@ def check_gr00t(cfg: GR00TConfig) -> None:
     ]:  # fmt: skip
         if number < least:
             raise ValueError(f"gr00t.{name} is {number}; it must be at least {least}")
+    if cfg.lora_rank and "dit" not in cfg.stages:
+        raise ValueError(
+            f"gr00t.lora_rank={cfg.lora_rank} adds adapters to dit, which gr00t.stages {cfg.stages} does not train; "
+            "add dit (and its share to gr00t.unfreeze_at), or set gr00t.lora_rank=0"
+        )
     if cfg.start_noise < 0:
         raise ValueError(f"gr00t.start_noise is {cfg.start_noise}; it must not be negative")
     for name, size in [("noise_level", cfg.noise_level), ("value_lr_scale", cfg.value_lr_scale)]:

@@ -3,7 +3,8 @@
 A decision is a chunk drawn by flow matching; its first action is executed. One denoising step of it, chosen at random,
 draws from a normal distribution (Flow-SDE, f1_vla.flow_likelihood), the others are Euler steps, so the likelihood of a
 decision is that of one normal over the executed action's dims, and is computed again exactly from what was stored. The
-value comes from the backbone's pooled features and the state, in float32; its gradient stops there.
+value comes from the backbone's pooled features, the state and what the task shows the critic alone, in float32; its
+gradient stops there.
 
 The model stands still except for the parts whose stage has begun (`enter`), and without dropout. Letters: B rows, Q
 actions of a chunk, A action slots of the model, n dims of the environment's action, S state slots.
@@ -21,7 +22,7 @@ from torch import Generator, Tensor, nn
 from f1_vla.config import FlowKind, StochasticSteps
 from f1_vla.flow_likelihood import Chain, FlowProcess, chain_moments, normal_log_prob, sample_chain
 from rl.config import GR00TConfig
-from rl.models.actor_critic import Drawn, Evaluation
+from rl.models.actor_critic import Drawn, Evaluation, is_privileged
 from rl.models.gr00t_backend import Context, Gr00tModel, part_of, remove_dropout
 from rl.models.gr00t_checkpoint import Embodiment
 from rl.models.mlp import mlp
@@ -101,12 +102,13 @@ class GR00TActorCritic(nn.Module):
         super().__init__()
         self.cfg, self.model = cfg, model
         self.vectors, self.pictures, width = observed(observation_space)
+        self.privileged, more = for_critic(observation_space)
         if width > model.state_slots:
             raise ValueError(
                 f"the observation has {width} numbers, GR00T's state room for {model.state_slots}; choose another task"
                 " (or, with random weights, gr00t.size=n1.7)"
             )
-        self.state_dims = width
+        self.state_dims, self.critic_dims = width, width + more
         if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
             raise ValueError(f"GR00T needs continuous actions (a Box of one dimension), this task has {action_space}")
         slots = action_slots(action_space.shape[0], model.action_slots, cfg.action_names, robot)
@@ -131,7 +133,7 @@ class GR00TActorCritic(nn.Module):
         self.layout = Packing(model.horizon, model.action_slots, dims)
         self.distribution = StepDistribution(self.layout)
         self.value_norm = nn.LayerNorm(model.features)
-        self.value_head = mlp([model.features + width, *cfg.value_hidden, 1], "elu", activate_last=False)
+        self.value_head = mlp([model.features + self.critic_dims, *cfg.value_hidden, 1], "elu", activate_last=False)
         self.stage = 0
         self.base: str | None = None  # of which released checkpoint this is made
         prepare(model, cfg)
@@ -145,7 +147,7 @@ class GR00TActorCritic(nn.Module):
         seen, proprio = self._look(observation)
         out = self._out(seen, proprio, self.layout.before(actions), self.layout.step(actions))
         d = self.distribution
-        return Evaluation(d.log_prob(out, actions), d.entropy(out), self._value(seen, proprio), out)
+        return Evaluation(d.log_prob(out, actions), d.entropy(out), self._value(observation, seen, proprio), out)
 
     def _out(self, seen: Context, proprio: Tensor, before: Tensor, index: Tensor) -> Tensor:
         """(B, n + 1) mean and log std of the drawn step."""
@@ -155,7 +157,7 @@ class GR00TActorCritic(nn.Module):
 
     def _look(self, observation: TensorTree) -> tuple[Context, Tensor]:
         """What the model sees (refined), and the state (B, S) padded with zeros."""
-        parts = {"": observation} if isinstance(observation, Tensor) else observation
+        parts = by_name(observation)
         vector = torch.cat([parts[n].flatten(1).float() for n in self.vectors], -1)
         proprio = nn.functional.pad(vector, (0, self.model.state_slots - vector.shape[1]))
         cameras = [parts[n][:, -3:] for n in self.pictures]  # the newest picture of a stack
@@ -178,11 +180,13 @@ class GR00TActorCritic(nn.Module):
 
         return velocity
 
-    def _value(self, seen: Context, proprio: Tensor) -> Tensor:
+    def _value(self, observation: TensorTree, seen: Context, proprio: Tensor) -> Tensor:
+        parts = by_name(observation)
+        hidden = [parts[n].flatten(1).float() for n in self.privileged]
         with torch.autocast(proprio.device.type, enabled=False):
-            pooled = self.value_norm(seen.pooled().detach().float())
-            value: Tensor = self.value_head(torch.cat([pooled, proprio[:, : self.state_dims]], -1))[:, 0]
-        return value
+            pooled = self.value_norm(seen.pooled().detach())
+            value: Tensor = self.value_head(torch.cat([pooled, proprio[:, : self.state_dims], *hidden], -1))
+        return value[:, 0]
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
         dtype = DTYPES[self.cfg.dtype]
@@ -207,7 +211,7 @@ class GR00TActorCritic(nn.Module):
         executed = self._units(chain.actions[:, 0].index_select(-1, self.slots))
         kept = self.layout.pack(before, after[:, 0].index_select(-1, self.slots), index[:, 0], executed)
         out = self._out(seen, proprio, before, index[:, 0])
-        return Drawn(kept, executed, out, self._value(seen, proprio), None)
+        return Drawn(kept, executed, out, self._value(observation, seen, proprio), None)
 
     @torch.no_grad()
     def best(self, observation: TensorTree, state: State | None, begins: Tensor) -> tuple[Tensor, State | None]:
@@ -227,7 +231,7 @@ class GR00TActorCritic(nn.Module):
 
     def value(self, observation: TensorTree, state: State | None = None, begins_E: Tensor | None = None) -> Tensor:
         """(B,) float32."""
-        return self._value(*self._look(observation))
+        return self._value(observation, *self._look(observation))
 
     def initial_state(self, num_envs: int) -> State | None:
         return None
@@ -322,14 +326,20 @@ def add_lora(model: Gr00tModel, cfg: GR00TConfig) -> None:
     model.requires_grad_(False)
 
 
+def by_name(observation: TensorTree) -> dict[str, Tensor]:
+    return {"": observation} if isinstance(observation, Tensor) else observation
+
+
 def observed(space: gym.Space) -> tuple[list[str], list[str], int]:
-    """Names of the vectors and of the pictures (uint8) of an observation, and how many numbers the vectors hold.
+    """Names of the vectors and of the pictures (uint8) that the actor is shown, and how many numbers the vectors hold.
 
     Raises ValueError for spaces that are neither.
     """
     spaces = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else {"": space}
     vectors, pictures, width = [], [], 0
     for name, s in spaces.items():
+        if is_privileged(name):
+            continue
         if not isinstance(s, gym.spaces.Box):
             raise ValueError(f"observation '{name}' is {s}; GR00T needs a Box, or a Dict of Boxes")
         if s.dtype == "uint8" and len(s.shape) == 3:
@@ -340,6 +350,19 @@ def observed(space: gym.Space) -> tuple[list[str], list[str], int]:
     if not vectors:
         raise ValueError("GR00T needs a state beside the pictures; this task shows pictures only")
     return vectors, pictures, width
+
+
+def for_critic(space: gym.Space) -> tuple[list[str], int]:
+    """Names of the entries for the critic alone, and how many numbers they hold.
+
+    Raises ValueError for one that is no vector.
+    """
+    entries = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else {}
+    spaces = {n: s for n, s in entries.items() if is_privileged(n)}
+    for name, s in spaces.items():
+        if not isinstance(s, gym.spaces.Box) or len(s.shape) == 3:
+            raise ValueError(f"observation '{name}' is {s}; GR00T's value head takes vectors for the critic alone only")
+    return list(spaces), sum(int(torch.Size(s.shape or ()).numel()) for s in spaces.values())
 
 
 def action_slots(dims: int, model_slots: int, names: list[str] | None, robot: Embodiment | None) -> Tensor:
@@ -370,4 +393,11 @@ def action_slots(dims: int, model_slots: int, names: list[str] | None, robot: Em
             f"gr00t.action_names: {', '.join(relative)} count from the robot's state in this checkpoint, which is not "
             "supported; name others, or leave it out for a learned linear map"
         )
-    return torch.tensor([robot.action_names.index(n) for n in names])
+    slots = torch.tensor([robot.action_names.index(n) for n in names])
+    fixed = [n for n, i in zip(names, slots.tolist(), strict=True) if robot.low[i] == robot.high[i]]
+    if fixed:
+        raise ValueError(
+            f"gr00t.action_names: {', '.join(fixed)} never moved in the data of this checkpoint (lowest and highest "
+            "are equal), so nothing gives it a scale; name others, or leave it out for a learned linear map"
+        )
+    return slots

@@ -39,9 +39,9 @@ class Context:
         return Context(*(t.expand(batch, *t.shape[1:]) for t in (self.tokens, self.valid, self.pictured)))
 
     def pooled(self) -> Tensor:
-        """(B, F) mean of the valid tokens."""
-        weight = self.valid[..., None].to(self.tokens.dtype)
-        return (self.tokens * weight).sum(1) / weight.sum(1).clamp_min(1)
+        """(B, F) float32 mean of the valid tokens: half precision neither counts to 601 nor holds such a sum."""
+        weight = self.valid[..., None].float()
+        return (self.tokens.float() * weight).sum(1) / weight.sum(1).clamp_min(1)
 
 
 class Gr00tModel(nn.Module):

@@ -7,6 +7,7 @@ scaled by min and max.
 """
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,15 @@ def _bounds(
             raise ValueError(f"{path}: {name} of the action {key} is no list of numbers; it is damaged") from e
     if not found[0] or len(found[0]) != len(found[1]):
         raise ValueError(f"{path}: {low} and {high} of the action {key} are not of one length above 0; it is damaged")
-    return found[0], found[1]
+    lower, upper = found
+    wrong = [i for i, (a, b) in enumerate(zip(lower, upper, strict=True)) if not -math.inf < a <= b < math.inf]
+    if wrong:
+        i = wrong[0]
+        raise ValueError(
+            f"{path}: {low} and {high} of the action {key} are {lower[i]} and {upper[i]} at place {i}, no bounds; it "
+            "is damaged, copy the checkpoint again"
+        )
+    return lower, upper
 
 
 def _index(folder: Path, version: str, tag: str) -> int:
@@ -134,9 +143,10 @@ def _index(folder: Path, version: str, tag: str) -> int:
     if tag not in rows:
         known = path.name if path.is_file() else f"those published for {version}, as {folder} has no {path.name}"
         raise nearest(tag, sorted(rows), f"gr00t.embodiment (in {known})")
-    if not isinstance(rows[tag], int):
-        raise ValueError(f"{path}: the row of {tag} is {rows[tag]!r}, no whole number; copy the checkpoint again")
-    return int(rows[tag])
+    row = rows[tag]
+    if not isinstance(row, int) or isinstance(row, bool) or row < 0:
+        raise ValueError(f"{path}: the row of {tag} is {row!r}, no whole number from 0; copy the checkpoint again")
+    return row
 
 
 def _dict(found: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ needs flash-attn and a GPU besides; its code follows LeRobot 0.5.1 and HAS NOT B
 import importlib.util
 import json
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rl.models.gr00t_backend import PROMPT, Context, Gr00tModel
+from rl.models.gr00t_weights import check_config
 
 log = logging.getLogger(__name__)
 SIDE = 224  # of a picture of N1.5
@@ -48,14 +50,18 @@ REDUCED_HEAD: dict[str, Any] = {
 }  # fmt: skip
 
 
+class BackendMissingError(ValueError):
+    """What a backend needs is not installed here."""
+
+
 def require(version: str) -> None:
-    """Raises ValueError with the way to get it where LeRobot, or the release of it that has `version`, is missing."""
+    """Raises BackendMissingError with the way to get it where LeRobot, or its release with `version`, is missing."""
     spec = importlib.util.find_spec("lerobot")
     places = [] if spec is None else spec.submodule_search_locations or []
     if any((Path(place) / "policies" / "groot" / MODULES[version]).is_file() for place in places):
         return
     what = "LeRobot, which is not" if spec is None else f"a LeRobot with {MODULES[version]}, which is not the one"
-    raise ValueError(
+    raise BackendMissingError(
         f"gr00t.backend={version} needs {what} installed here: {INSTALL[version]}; or choose gr00t.backend=stub "
         "(random weights), or gr00t.mlp_fallback=true for a small network instead"
     )
@@ -64,6 +70,8 @@ def require(version: str) -> None:
 def load(version: str, checkpoint: Path | None, size: str) -> Gr00tModel:
     """The model of a checkpoint, or of random weights (n1.7 only). Raises ValueError where it cannot be had."""
     require(version)
+    if checkpoint is not None:
+        check_config(checkpoint)
     if version == "n1.5":
         if checkpoint is None:
             raise ValueError("gr00t.backend=n1.5 needs gr00t.checkpoint; random weights exist for stub and n1.7")
@@ -78,26 +86,24 @@ def _n17(checkpoint: Path | None, size: str) -> Gr00tModel:
         model = GR00TN17.from_pretrained(str(checkpoint), load_backbone_weights=False, local_files_only=True)
         prompt = _prompt(checkpoint)
     elif size == "tiny":
-        model, prompt = GR00TN17(GR00TN17Config(**REDUCED_HEAD, model_name=_reduced_backbone()),
-                                 load_backbone_weights=False), PROMPT  # fmt: skip
+        with tempfile.TemporaryDirectory(prefix="qwen3vl-") as folder:
+            _reduced_backbone(folder)
+            cfg = GR00TN17Config(**REDUCED_HEAD, model_name=folder)
+            model, prompt = GR00TN17(cfg, load_backbone_weights=False), PROMPT
     else:
         model, prompt = GR00TN17(GR00TN17Config(), load_backbone_weights=False), PROMPT
     return Gr00tModel(model, prompt, int(model.backbone.model.config.image_token_id))
 
 
-def _reduced_backbone() -> str:
-    """A directory that describes a small Qwen3-VL, as the checkpoint's `model_name`."""
-    import tempfile
-
+def _reduced_backbone(folder: str) -> None:
+    """Makes `folder` describe a small Qwen3-VL, as the checkpoint's `model_name`."""
     from transformers import Qwen3VLConfig
 
-    folder = tempfile.mkdtemp(prefix="qwen3vl-")
     text, vision = REDUCED_TEXT | {"rope_theta": 5e6}, REDUCED_VISION
     Qwen3VLConfig(
         text_config=text, vision_config=vision, image_token_id=1, video_token_id=62, vision_start_token_id=60,
         vision_end_token_id=61, tie_word_embeddings=True,
     ).save_pretrained(folder)  # fmt: skip
-    return folder
 
 
 def _prompt(checkpoint: Path) -> tuple[int, ...]:

@@ -47,6 +47,17 @@ def _indexed(path: Path) -> set[str]:
         raise ValueError(f"gr00t.checkpoint: {path} is damaged ({e}); copy the checkpoint again") from e
 
 
+def check_config(folder: Path) -> None:
+    """Raises ValueError for a config.json that says nothing: the library would take its own sizes instead."""
+    path = folder / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"gr00t.checkpoint: {path} is damaged ({e}); copy the checkpoint again") from e
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"gr00t.checkpoint: {path} describes no model; copy the checkpoint again")
+
+
 def fingerprint(folder: Path) -> str:
     """sha256 over names, sizes and contents of the weights; read once, when a run begins."""
     digest = hashlib.sha256()

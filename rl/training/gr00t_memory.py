@@ -70,7 +70,7 @@ def report(policy: GR00TActorCritic, cfg: Config) -> Memory:
     parts["heads"] = [count, count, 4 * count]
     moving = 4 * sum(row[1] for row in parts.values())
     rows = ppo.minibatch_size or ppo.num_envs * ppo.n_steps // ppo.num_minibatches
-    decision = 4 * (policy.layout.width + policy.state_dims)
+    decision = 4 * (policy.layout.width + policy.critic_dims)
     return Memory(
         [(name, row[0], row[1], row[2]) for name, row in parts.items()], moving, 2 * moving, moving,
         activations(policy, cfg, rows // max(cfg.training.gradient_accumulation_steps, 1)),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from rl.algorithms.ppo import make_optimizer
@@ -40,7 +41,7 @@ def make_policy(cfg: Config, env: VectorEnv) -> ActorCritic:
         )
     try:
         policy = load_gr00t(cfg, env)
-    except ValueError as e:
+    except gr00t_real.BackendMissingError as e:
         if not cfg.gr00t.mlp_fallback:
             raise
         log.warning("!!! NOT GR00T: a small network (ppo.network) takes its place, as gr00t.mlp_fallback asks: %s", e)
@@ -60,10 +61,19 @@ def load_gr00t(cfg: Config, env: VectorEnv) -> GR00TActorCritic:
     else:
         try:
             model = gr00t_real.load(g.backend, folder, g.size)
-        except OSError as e:
+        except (OSError, RuntimeError, SafetensorError) as e:  # the latter two: tensors that do not fit, cut files
+            if folder is None:
+                raise
             raise ValueError(
-                f"gr00t.checkpoint {folder} cannot be read: {e}; give the local directory of a downloaded checkpoint"
+                f"gr00t.checkpoint {folder} cannot be read: {e}; give the local directory of a downloaded checkpoint, "
+                "whose config.json and *.safetensors belong together"
             ) from e
+    if robot is not None and robot.index >= model.embodiments:
+        raise ValueError(
+            f"gr00t.checkpoint {folder}: the row of {g.embodiment} (embodiment_id.json, or as published) is "
+            f"{robot.index}, its weights have {model.embodiments} rows; copy the checkpoint again, or choose another "
+            "gr00t.embodiment"
+        )
     policy = GR00TActorCritic(model, env.observation_space, env.action_space, g, robot)
     if folder is not None:
         policy.refer_to(gr00t_weights.fingerprint(folder))

@@ -44,6 +44,29 @@ def test_a_checkpoint_is_recognised_by_the_configuration_of_its_run(inside: str,
         assert (done.returncode == 0) is (name == "real")
 
 
+@pytest.mark.parametrize(
+    ("text", "more", "real"),
+    [
+        ("gr00t:\n  backend: n1.7\n", (), True),
+        ("gr00t: {size: tiny, backend: 'n1.5'}\n", (), True),
+        ("gr00t:\n  backend: stub  # not backend: n1.7\n", (), False),
+        ("gr00t:\n  backend: stub\n  size: n1.7\n", (), False),
+        ("gr00t:\n  backend: n1.7\n", ("gr00t.backend=stub",), False),  # flags win over the file
+        ("gr00t:\n  backend: stub\n", ("gr00t.backend=n1.7",), True),
+        ("gr00t:\n  backend: n1.7\n  mlp_fallback: true\n", (), False),  # its environment is not there
+        ("gr00t:\n  backend: n1.7\n  mlp_fallback: true\n", ("gr00t.mlp_fallback=false",), True),
+    ],
+)
+def test_a_configuration_file_names_the_backend_unless_a_flag_does(
+    text: str, more: tuple[str, ...], real: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text(text)
+    for given in (("--rl_config", str(tmp_path / "mine.yaml")), (f"--rl_config={tmp_path / 'mine.yaml'}",)):
+        done = bash('gr00t_run "$@" && echo yes || echo no', *given, *more, repo=tmp_path)
+        assert (done.stdout.strip(), done.stderr) == ("yes" if real else "no", "")
+    assert bash('gr00t_run "$@"', "--rl_config", str(tmp_path / "nowhere.yaml")).returncode != 0
+
+
 def test_a_missing_environment_is_answered_with_the_command(tmp_path: Path) -> None:
     done = bash("use_gr00t_python", repo=tmp_path)
     assert done.returncode == 4

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from rl.algorithms.ppo_rollout import Batch
 from rl.config import Config, load
@@ -223,15 +224,28 @@ class TestChoosing:
             make_policy(config("gr00t.backend=n1.7"), PointEnv(2))
 
     def test_a_small_network_takes_its_place_only_when_asked_for_and_loudly(
-        self, caplog: pytest.LogCaptureFixture, tmp_path: Path
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         caplog.set_level(logging.WARNING)
-        overrides = ["gr00t.backend=n1.7", f"gr00t.checkpoint={tmp_path}"]
-        with pytest.raises(ValueError, match=r"no config\.json"):
-            make_policy(config(*overrides), PointEnv(2))
-        policy = make_policy(config(*overrides, "gr00t.mlp_fallback=true"), PointEnv(2))
+        monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+        with pytest.raises(ValueError, match="which is not installed here"):
+            make_policy(config("gr00t.backend=n1.7"), PointEnv(2))
+        policy = make_policy(config("gr00t.backend=n1.7", "gr00t.mlp_fallback=true"), PointEnv(2))
         assert isinstance(policy, ActorCritic)
         assert any("NOT GR00T" in r.message for r in caplog.records)
+
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            (["gr00t.backend=n1.7", "gr00t.checkpoint=/nowhere"], r"no config\.json"),
+            (["gr00t.backend=stub", "gr00t.action_names=[arm]"], r"needs gr00t\.checkpoint"),
+        ],
+    )
+    def test_a_small_network_takes_the_place_of_nothing_that_is_wrong_in_the_settings(
+        self, given: list[str], said: str
+    ) -> None:
+        with pytest.raises(ValueError, match=said):
+            make_policy(config(*given, "gr00t.mlp_fallback=true"), PointEnv(2))
 
     @pytest.mark.parametrize("setting", ["ppo.compile=true", "ppo.network.lstm=8"])
     def test_settings_of_another_network_are_refused(self, setting: str) -> None:
@@ -264,9 +278,19 @@ class TestSettings:
         assert arm("PPO", tmp_path / "run", *given) == 4
         assert "no statistics of the actions of new_embodiment" in capfd.readouterr().err
 
-    @pytest.mark.parametrize("fails", [OSError("no such file"), None])
+    def test_a_robot_whose_row_the_weights_do_not_have_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        robot = gr00t_checkpoint.Embodiment(99, ["arm"], torch.zeros(1), torch.ones(1))
+        monkeypatch.setattr(gr00t_real, "load", lambda *_: gr00t_backend.stub("tiny"))
+        monkeypatch.setattr(gr00t_checkpoint, "read_embodiment", lambda *_: robot)
+        cfg = config("gr00t.backend=n1.7", "gr00t.checkpoint=released")
+        with pytest.raises(ValueError, match=r"released: the row of new_embodiment \(embodiment_id\.json.* is 99, its"):
+            make_policy(cfg, PointEnv(2))
+
+    @pytest.mark.parametrize(
+        "fails", [OSError("no such file"), RuntimeError("size mismatch"), SafetensorError("not fully covered"), None]
+    )
     def test_the_folder_of_a_checkpoint_is_made_absolute_and_its_errors_name_it(
-        self, fails: OSError | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, fails: Exception | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A relative name would be looked up on the hub."""
         monkeypatch.chdir(tmp_path)
@@ -284,7 +308,7 @@ class TestSettings:
         if fails is None:
             assert isinstance(make_policy(cfg, PointEnv(2)), GR00TActorCritic)
         else:
-            with pytest.raises(ValueError, match=r"gr00t\.checkpoint .*released cannot be read: no such file"):
+            with pytest.raises(ValueError, match=rf"gr00t\.checkpoint .*released cannot be read: {fails}"):
                 make_policy(cfg, PointEnv(2))
         assert given == [tmp_path.resolve() / "released"]
 
@@ -293,6 +317,13 @@ class TestSettings:
         with pytest.raises(ValueError, match=r"float16 needs the scaled loss of --mixed_precision fp16 \(it is bf16\)"):
             policies.check_settings(load(None, [*half, "training.mixed_precision=bf16"]), "arm")
         policies.check_settings(load(None, [*half, "training.mixed_precision=fp16"]), "arm")
+
+    @pytest.mark.parametrize("backend", ["n1.7", "n1.5"])
+    def test_released_models_are_refused_in_isaac_lab_before_anything_starts(self, backend: str) -> None:
+        isaac = ["rl.task=Isaac-Cartpole-Direct", "rl.algorithm=PPO"]
+        with pytest.raises(ValueError, match=rf"{backend} does not run on Isaac-Cartpole.*set gr00t\.backend=stub"):
+            policies.check_settings(load(None, [*isaac, f"gr00t.backend={backend}"], "rl"), "rl")
+        policies.check_settings(load(None, [*isaac, "gr00t.backend=stub"], "rl"), "rl")
 
     def test_few_environments_leave_it_on_the_gpu_and_on_one_thread_of_a_cpu(self) -> None:
         found = {}
