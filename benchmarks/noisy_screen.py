@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.runs import RESULTS, publish
+from benchmarks.runs import parsed, publish
 from rl.config import ActingPolicy
 from rl.data.statistics import Interval, bootstrap
 from rl.training import cli
@@ -32,9 +32,9 @@ CHOSEN = 4  # one in so many random episodes is chosen
 
 def measure(teacher: str, args: argparse.Namespace) -> dict[str, Any]:
     """Loss and uncertainties of both kinds of frames, and what the screen pays, with intervals over episodes."""
-    parsed = cli.parse("evaluate", ["--checkpoint", teacher, "--device", "cpu", "training.num_threads=1", SCREEN])
-    ctx = ParallelContext.create(parsed.config.training)
-    run = load_run(Path(teacher), "--teacher", parsed, ctx.device, "teacher")
+    given = cli.parse("evaluate", ["--checkpoint", teacher, "--device", "cpu", "training.num_threads=1", SCREEN])
+    ctx = ParallelContext.create(given.config.training)
+    run = load_run(Path(teacher), "--teacher", given, ctx.device, "teacher")
     scenes = held_out_scenes(run.cfg, run.arch, ctx)
     seed, mask = run.cfg.evaluation.seed, action_mask(run.cfg, run.arch)
     towards = TowardsScreen(RandomActions(seed, 0, mask, 1), run.cfg.environment.action_scale)
@@ -99,9 +99,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", nargs="+", required=True, help="run directories")
     parser.add_argument("--episodes", type=int, default=40)
-    args = parser.parse_args()
+    args, place = parsed(parser, "noisy_screen")
     runs = [measure(teacher, args) for teacher in args.teacher]
-    place = RESULTS / "noisy_screen.json"
     data = {"command": vars(args), "machine": machine(), "runs": runs}
     publish(place.with_suffix(".md"), place, table(runs, args), data)
 

@@ -1,5 +1,6 @@
 """What commands share that train and evaluate in processes of their own and put together what those measured."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -20,6 +21,16 @@ def start(module: str, *arguments: str) -> None:
     done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=REPO, check=False)
     if done.returncode != 0:
         raise SystemExit(done.returncode)
+
+
+def parsed(parser: argparse.ArgumentParser, name: str) -> tuple[argparse.Namespace, Path]:
+    """The arguments, and where the numbers go: `--json`, by default docs/results/NAME.json; a table lies beside it."""
+    place = RESULTS / f"{name}.json"
+    parser.add_argument("--json", type=Path, default=place, help="numbers; the table lies beside them as .md")
+    args = parser.parse_args()
+    place = args.json
+    del args.json  # what is left is kept in the results, which name no path of a machine
+    return args, place
 
 
 def read(place: Path) -> Any:

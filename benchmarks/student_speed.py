@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.runs import RESULTS, publish, start
+from benchmarks.runs import parsed, publish, start
 from rl.training.provenance import machine
 
 EPISODES = 8  # of an iteration, over all environments
@@ -58,14 +58,11 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--precision", default="bf16")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        rows = [measure(args, envs, Path(place) / str(envs)) for envs in args.envs]
-    place_of = RESULTS / "student_speed.json"
-    publish(
-        place_of.with_suffix(".md"), place_of, table(rows, args),
-        {"command": vars(args), "machine": machine(), "runs": rows},
-    )  # fmt: skip
+    args, place = parsed(parser, "student_speed")
+    with tempfile.TemporaryDirectory() as runs:
+        rows = [measure(args, envs, Path(runs) / str(envs)) for envs in args.envs]
+    data = {"command": vars(args), "machine": machine(), "runs": rows}
+    publish(place.with_suffix(".md"), place, table(rows, args), data)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ For each seed an explorer is trained and then compared with random actions in th
 steps and with the same action scale; and with the explorer before any training, which is the same for every seed: all
 begin with the action expert of the teacher. With --screen_teacher, a teacher trained beside a noisy screen, two more
 explorers a seed are trained beside it, rewarded by entropy or by disagreement alone. Runs continue where they were
-stopped, so the command can be stopped and given again. Writes docs/results/student_targets.{md,json}.
+stopped, so the command can be stopped and given again. Writes docs/results/student_targets.{md,json}, or what
+`--json` says.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.runs import RESULTS, publish, read, start
+from benchmarks.runs import parsed, publish, read, start
 from rl.data.statistics import bootstrap, compare_paired
 from rl.training.evaluation.output import comparison_data
 from rl.training.provenance import machine
@@ -228,7 +229,7 @@ def main() -> None:
     parser.add_argument("--screen_episodes", type=int, default=40, help="held-out ones")
     parser.add_argument("--runs", default="outputs/student_targets")
     parser.add_argument("overrides", nargs="*", help="block.key=value for every run")
-    args = parser.parse_args()
+    args, place = parsed(parser, "student_targets")
     rows, first = [], untrained(args)
     beside: dict[str, list[Path]] = {kind: [] for kind in KINDS}
     before = measured(first)
@@ -245,7 +246,6 @@ def main() -> None:
                 beside[kind].append(run.with_name(f"screen_{kind}_seed{seed}"))
             data["screen"] = distraction(beside)
             text += "\n".join(screen_table(rows, data["screen"], args)) + "\n"
-        place = RESULTS / "student_targets.json"
         publish(place.with_suffix(".md"), place, text, data)
 
 

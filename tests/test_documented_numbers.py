@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import adversarial_targets, arm_targets, student_targets
+from benchmarks import adversarial_targets, arm_targets, screen_search, student_targets
 from rl.training import seed_intervals
 
 REPO = Path(__file__).resolve().parents[1]
@@ -163,6 +163,24 @@ def test_the_readme_shows_the_measured_numbers_of_the_game() -> None:
         check_seeds(row[:-1], [r[whose][measure]["ratio"] for r in runs], ("mean", "low", "high"))
         over = adversarial_targets.over_seeds(runs_of("adversarial_targets"), "control", whose, measure)
         assert all(map(shown, NUMBER.findall(row[-1]), (over.mean, over.low, over.high)))
+
+
+def test_the_readme_shows_where_a_search_gets_to_beside_the_noisy_screen() -> None:
+    runs = runs_of("screen_search")
+    rows = rows_after((REPO / "README.md").read_text(encoding="utf-8"), "And where does an optimizer get to?")
+    assert [row[0] for row in rows] == list(screen_search.REWARDS)
+    for row in rows:
+        found = [screen_search.distraction(some)[row[0]] for some in (*([run] for run in runs), runs)]
+        check_seeds(row, found, ("mean", "low", "high"))
+
+
+def test_the_readme_shows_what_the_explorer_trained_beside_the_screen_saw() -> None:
+    readme = " ".join((REPO / "README.md").read_text(encoding="utf-8").split())
+    data = measured("screen_explorer")
+    seen, returns = data["screen_in_view"]["explorer_minus_random"], data["return_raw_entropy"]
+    assert f"({seen['mean']:+.3f} [{seen['low']:.3f}, {seen['high']:.3f}] of the view)" in readme
+    assert f"entropy rose from {returns[0]:.0f} to {returns[-1]:.0f} nats an episode" in readme
+    assert f"in {data['training_episodes']} episodes: its one explorer" in readme
 
 
 def test_the_readme_shows_the_measured_speed_of_simulator_and_first_command() -> None:

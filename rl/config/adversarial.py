@@ -118,6 +118,18 @@ def check_adversarial(a: AdversarialConfig) -> None:
     ]:  # fmt: skip
         if not 0 < value < float("inf"):
             raise ValueError(f"adversarial.{name} is {value}; it must be positive")
+    for player in ("wm", "explorer"):
+        low, high = (getattr(a, f"{player}_{which}learning_rate") for which in ("min_", ""))
+        if not 0 <= low <= high:
+            raise ValueError(
+                f"adversarial.{player}_min_learning_rate is {low}; it lies between 0 and "
+                f"adversarial.{player}_learning_rate {high}"
+            )
+    if a.schedule_iterations is not None and a.schedule_iterations < 1:
+        raise ValueError(
+            f"adversarial.schedule_iterations is {a.schedule_iterations}; it must be at least 1, or null for "
+            "total_iterations"
+        )
     if a.total_iterations <= a.warmup_iterations:
         raise ValueError(
             f"--total_iterations (adversarial.total_iterations) is {a.total_iterations}, not more than the "

@@ -13,7 +13,7 @@ class PipelinePhase(StrEnum):
 
 @dataclass
 class PipelineConfig:
-    """Sizes of each phase, for about half an hour with `tiny` on two cores; the rest is as in the other blocks."""
+    """Sizes of each phase, for about 23 minutes with `tiny` on two cores; the rest is as in the other blocks."""
 
     output_dir: str = "./outputs/pipeline"  # teacher/, student/, adversarial/, evaluation/ and report.html
     phases: list[PipelinePhase] = field(default_factory=lambda: list(PipelinePhase))

@@ -13,6 +13,9 @@ class DivergenceSign(StrEnum):
 
 class Uncertainty(StrEnum):
     disagreement = "disagreement"  # of the ensemble: what the world model does not know
+    # Disagreement / entropy: Theil's uncertainty coefficient. An ensemble of finite training disagrees a little about
+    # noise, too, the more the more is possible there; its share of what is uncertain is small.
+    share = "share"
     entropy = "entropy"  # of its prediction: noise counts, too
 
 
@@ -104,8 +107,8 @@ def check_explorer(student: StudentConfig) -> None:
         ("flow.noise_level", f.noise_level), ("rewards.clip", r.clip), ("ppo.clip_range", p.clip_range),
         ("flow.min_std", f.min_std), ("ppo.value_clip", p.value_clip), ("ppo.kl_stop", p.kl_stop),
     ]:  # fmt: skip
-        if number is not None and not number > 0:
-            raise ValueError(f"student.{name} is {number}; it must be positive")
+        if number is not None and not 0 < number < float("inf"):
+            raise ValueError(f"student.{name} is {number}; it must be positive and finite")
     for name, value in [("value_coef", p.value_coef), ("entropy_coef", p.entropy_coef)]:
         if not value >= 0:
             raise ValueError(f"student.ppo.{name} is {value}; it must not be negative")

@@ -82,6 +82,9 @@ def validate(cfg: Config) -> None:
         raise ValueError(
             f"training.seed is {t.seed}; use 0 to {HELD_OUT_SEED - 1}, later seeds are held out for evaluation"
         )
+    for name, number in [("training.learning_rate", t.learning_rate), ("training.max_grad_norm", t.max_grad_norm)]:
+        if not 0 < number < float("inf"):
+            raise ValueError(f"{name} is {number}; it must be positive and finite")
     for name, value in [("environment.vlm_size", e.vlm_size), ("environment.wm_size", e.wm_size)]:
         if not 64 <= value <= 256:
             raise ValueError(f"{name} is {value} px; it must lie between 64 and 256")

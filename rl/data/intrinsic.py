@@ -12,6 +12,7 @@ from torch import Tensor
 from rl.config import DivergenceSign, StudentRewardsConfig, Uncertainty
 
 Components = dict[str, Tensor]
+LEAST_ENTROPY = 1e-6  # nats
 
 
 def memory_divergence(full_MH: Tensor, wrist_MH: Tensor) -> Tensor:
@@ -55,13 +56,21 @@ def reward_components(
     """Raw components of every decision (E, N).
 
     divergence_ET1: (E, T + 1) of the states before each step and after the last. uncertainty: by kind (E, T), entropy
-    always, disagreement with an ensemble. actions_ETA: executed.
+    always, disagreement with an ensemble; their share is added where it is the reward. actions_ETA: executed.
     """
     components = {
         "memory_divergence": potential_reward(potential(rewards, divergence_ET1[:, ::chunk]), gamma),
         "action_rate": sum_over_decisions(action_rate(actions_ETA, action_mask_A), chunk),
     }
+    if rewards.uncertainty is Uncertainty.share and "disagreement" in uncertainty:
+        uncertainty = {**uncertainty, "share": epistemic_share(uncertainty)}
     return components | {kind: sum_over_decisions(x, chunk) for kind, x in uncertainty.items()}
+
+
+def epistemic_share(uncertainty: Mapping[str, Tensor]) -> Tensor:
+    """Disagreement (mutual information of outcome and ensemble member) / entropy, in 0 .. 1: Theil's uncertainty
+    coefficient, what of the uncertainty more data could remove. Shapes as given."""
+    return uncertainty["disagreement"] / uncertainty["entropy"].clamp_min(LEAST_ENTROPY)
 
 
 def credited_reward(
@@ -156,9 +165,11 @@ def rewarded_names(rewards: StudentRewardsConfig) -> list[str]:
 def normalised_names(rewards: StudentRewardsConfig, has_ensemble: bool) -> list[str]:
     """The components that are divided by their running scale. Raises ValueError when the chosen uncertainty is not
     there to be measured."""
-    if rewards.uncertainty is Uncertainty.disagreement and rewards.wm_uncertainty_weight > 0 and not has_ensemble:
+    needed = rewards.uncertainty in (Uncertainty.disagreement, Uncertainty.share)
+    if needed and rewards.wm_uncertainty_weight > 0 and not has_ensemble:
         raise ValueError(
-            "student.rewards.uncertainty is disagreement, but the world model has no ensemble heads; take a teacher "
-            "with arch.world_model.ensemble_heads, or set student.rewards.uncertainty=entropy"
+            f"student.rewards.uncertainty is {rewards.uncertainty}, but the world model has no ensemble heads; take a "
+            "teacher with arch.world_model.ensemble_heads, or set student.rewards.uncertainty=entropy"
         )
-    return ["memory_divergence", "entropy", *(["disagreement"] if has_ensemble else [])]
+    shared = ["share"] if rewards.uncertainty is Uncertainty.share and has_ensemble else []
+    return ["memory_divergence", "entropy", *(["disagreement"] if has_ensemble else []), *shared]

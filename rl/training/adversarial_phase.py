@@ -28,6 +28,8 @@ from rl.training.explorer_player import ExplorerPlayer
 from rl.training.held_out_suites import HeldOutSuites
 from rl.training.parallel_utils import ParallelContext
 from rl.training.seeds import seed_for
+from rl.training.student_source import FLAG as STUDENT_FLAG
+from rl.training.teacher_source import warn_of_another
 from rl.training.world_model_player import WorldModelPlayer, build_role
 from rl.types import EpisodeRecord
 
@@ -64,6 +66,7 @@ class AdversarialPhase:
         self.watch = collapse.CollapseWatch(a.collapse, rewarded_names(cfg.student.rewards))
         self.explorer_waits = False  # in the running iteration
         self.student: dict[str, Any] = {}  # origin of the explorer
+        self.named_student: Path | None = None  # as the command line names it
         self.shown: tuple[EpisodeRecord, int] | None = None
 
     def start_from(self, origin: dict[str, Any]) -> None:
@@ -243,6 +246,8 @@ class AdversarialPhase:
         self.world_model.load_state_dict(game["world_model"])
         self.explorer.load_player_state(game["explorer"])
         self.student, self.explorer_waits = game["student"], game["explorer_waits"]
+        if self.ctx.is_main:
+            warn_of_another(STUDENT_FLAG, self.named_student, self.student)
         self.gate.load_state_dict(game["gate"])
         if "collapse" in game:  # not of a game begun before this sign was watched: it counts from the resume on
             self.watch.load_state_dict(game["collapse"])

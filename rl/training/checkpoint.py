@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import psutil
 import torch
 
+from rl.data.free_memory import free_bytes
 from rl.training.atomic_io import fsync_dir, fsync_file
 from rl.training.checkpoint_files import (
     MANIFEST,
@@ -217,7 +217,7 @@ class CheckpointManager:
 
     def _fits_twice(self, state: CheckpointState) -> bool:
         local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return self._sizes(state) * local_ranks < psutil.virtual_memory().available // 2
+        return self._sizes(state) * local_ranks < free_bytes(torch.device("cpu")) // 2
 
     def _everywhere(self, own: Callable[[], Any], then: Callable[[list[Any]], None]) -> None:
         """Runs `own` on all ranks, then `then` with their results on rank 0; one failure is everybody's failure."""

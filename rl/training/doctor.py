@@ -67,8 +67,11 @@ def check_cores() -> Check:
 
 def check_memory() -> Check:
     import psutil
+    import torch
 
-    free, total = psutil.virtual_memory().available / GB, psutil.virtual_memory().total / GB
+    from rl.data.free_memory import free_bytes
+
+    free, total = free_bytes(torch.device("cpu")) / GB, psutil.virtual_memory().total / GB
     found = f"{free:.1f} GB free of {total:.1f} GB"
     if free < MIN_RAM_GB:
         return Check("memory", "WARN", found, f"a tiny run takes up to {MIN_RAM_GB:.0f} GB; close other programs")

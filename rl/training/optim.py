@@ -100,8 +100,10 @@ def guarded_step(
         raise NumericalError(
             f"{what}: loss or gradient is not finite (this rank: loss {float(loss.detach()):.4g}, "
             f"gradient norm {float(norm):.4g}); "
-            "parameters are as before this step. Lower training.learning_rate or training.max_grad_norm and continue "
-            "from the last checkpoint with --auto_resume"
+            "parameters are as before this step. Lower the phase's learning rate or largest gradient norm (teacher: "
+            "training.learning_rate, training.max_grad_norm; student: student.learning_rate, training.max_grad_norm; "
+            "adversarial: adversarial.wm_*, adversarial.explorer_*) and continue from the last checkpoint with "
+            "--auto_resume"
         )
     optimizer.step()
     optimizer.zero_grad()

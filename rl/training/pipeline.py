@@ -16,13 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from f1_vla.config import F1Config
 from rl import config as rl_config
 from rl.config import Config, PipelinePhase
 from rl.training import cli, train_adversarial_rl, train_student_rl
 from rl.training.atomic_io import write_atomic
-from rl.training.checkpoint import open_checkpoint
+from rl.training.checkpoint import SavedCheckpoint, open_checkpoint
 from rl.training.checkpoint_files import checkpoint_dirs
 from rl.training.config_drift import check_drift
 from rl.training.errors import EXIT_CRASH, EXIT_OK, EXIT_PREEMPTED, Preempted
@@ -32,6 +33,7 @@ from rl.training.metrics_log import check_board
 from rl.training.model_setup import check_model_files
 from rl.training.preemption import STOP_SIGNALS
 from rl.training.report import write_report
+from rl.training.teacher_source import warn_of_another
 
 log = logging.getLogger("rl.training.pipeline")
 MODULES: dict[PipelinePhase, str] = {
@@ -97,7 +99,7 @@ class Pipeline:
                         log.error("%s ended with exit code %d; what it said stands above", step.name, code)
                         return code if code > 0 else EXIT_CRASH
         finally:
-            log.info("report: %s", write_report(self.path))
+            log.info("report: %s; %.1f minutes in all", write_report(self.path), sum(self._times().values()) / 60)
         return EXIT_OK
 
     # --- what is asked for ------------------------------------------------------------------------------------------
@@ -203,7 +205,14 @@ class Pipeline:
             done = self._trained(step.phase)
         if done:
             log.info("%s is finished already", step.name)
+            if step.phase in TRAINING:
+                self._warn_of_newer(step.phase)
         return done
+
+    def _warn_of_newer(self, phase: PipelinePhase) -> None:
+        """A finished phase stays as it is when one before it was trained on."""
+        for name, origin in began_with(open_checkpoint(self.path / phase)).items():
+            warn_of_another(f"phase {phase}:", self.path / name, origin)
 
     def _trained(self, phase: PipelinePhase) -> bool:
         file = self.path / phase / "status.json"
@@ -237,9 +246,26 @@ class Pipeline:
 
     def _note_time(self, name: str, seconds: float) -> None:
         """Sums up over interruptions."""
-        times = json.loads(self.times_file.read_text(encoding="utf-8")) if self.times_file.is_file() else {}
+        times = self._times()
         before = 0.0 if self.args.overwrite or name not in times else times[name]
         write_atomic(self.times_file, json.dumps(times | {name: before + seconds}, indent=1) + "\n")
+
+    def _times(self) -> dict[str, float]:
+        """Seconds of every process so far."""
+        found: dict[str, float] = (
+            json.loads(self.times_file.read_text(encoding="utf-8")) if self.times_file.is_file() else {}
+        )
+        return found
+
+
+def began_with(saved: SavedCheckpoint) -> dict[PipelinePhase, dict[str, Any]]:
+    """Which weights of other phases a checkpoint was made with (`origin_of`)."""
+    training, found = saved.read("training_state.pt", "meta"), {}
+    if "explorer" in training:
+        found[PipelinePhase.teacher] = training["explorer"]["teacher"]
+    if "adversarial" in training:
+        found[PipelinePhase.student] = training["adversarial"]["student"]
+    return found
 
 
 def check_available(phases: list[PipelinePhase]) -> None:

@@ -9,7 +9,6 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import psutil
 import torch
 
 from f1_vla.batch import F1Batch
@@ -23,6 +22,7 @@ from f1_vla.world_model import use_fused
 from kernels import dispatch
 from kernels.clock import clock
 from rl.config import Config, MixedPrecision
+from rl.data.free_memory import free_bytes
 from rl.training import cli, gr00t_memory
 from rl.training.checkpoint_size import explorer_bytes, state_bytes
 from rl.training.model_setup import compute_dtype, freeze_for_world_model, held_in_half, inject_adapter, uses_lora
@@ -161,10 +161,7 @@ def make_plan(cfg: Config, arch: F1Config, num_processes: int, backend: str) -> 
 
 def reason_not_to_probe(plan: Plan, device: torch.device) -> str:
     """Why the model cannot be tried here; empty when it can."""
-    if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
-    else:
-        free = psutil.virtual_memory().available
+    free = free_bytes(device)
     if plan.device_bytes > 0.5 * free:
         needed = f"{plan.device_bytes / GB:.1f} GB"
         return f"it needs about {needed} and {free / GB:.1f} GB are free on {device} (a probe takes at most half)"

@@ -12,6 +12,7 @@ import torch
 
 from rl import config as rl_config
 from rl.envs.vector import VectorEnv
+from rl.sims.isaaclab import IsaacLabEnv
 from rl.suppress_logs import suppress_logs
 from rl.training import cli, policies, policy_export, provenance
 from rl.training.atomic_io import write_atomic
@@ -34,7 +35,7 @@ class Source:
 
     folder: Path  # of the run
     name: str
-    origin: dict[str, Any]  # run, algorithm, task
+    origin: dict[str, Any]  # run, algorithm, task; of Isaac Lab's tasks also robots
     model: dict[str, torch.Tensor]
     statistics: dict[str, Any]
 
@@ -92,6 +93,8 @@ def play(args: cli.Args) -> dict[str, Any]:
         config, run, options.num_envs, ctx.device, options.seed, training=False, render=options.video
     )
     with contextlib.closing(env):
+        if isinstance(env, IsaacLabEnv):
+            env.compare_robots(source.origin.get("robots"))
         phase = policies.build_phase(config, run, env, ctx, total=1)
         policies.load_weights(phase, source.model, source.statistics, str(source.folder / source.name))
         numbers = _act(config, phase, env, source)

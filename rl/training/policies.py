@@ -57,7 +57,7 @@ def steps_per_iteration(cfg: Config, run: str, world_size: int) -> int:
 def check_settings(cfg: Config, run: str) -> None:
     """What the configuration alone gives away about the updates of `run`. Raises ValueError naming the key."""
     algorithm, micro_batches = rl_config.policy_run(cfg, run).algorithm, cfg.training.gradient_accumulation_steps
-    _check_gr00t(cfg, algorithm)
+    _check_gr00t(cfg, algorithm, rl_config.task_of(cfg, run))
     if BLOCKS[algorithm] == "ppo":
         minibatch_sizes(cfg.ppo, cfg.ppo.n_steps, cfg.ppo.num_envs, micro_batches)
     elif micro_batches > 1:
@@ -67,12 +67,17 @@ def check_settings(cfg: Config, run: str) -> None:
         )
 
 
-def _check_gr00t(cfg: Config, algorithm: str) -> None:
+def _check_gr00t(cfg: Config, algorithm: str, task: str) -> None:
     backend, precision = cfg.gr00t.backend, cfg.training.mixed_precision
     if backend != "none" and BLOCKS[algorithm] != "ppo":
         raise ValueError(
             f"gr00t.backend={backend} is the actor-critic of PPO and A2C, {algorithm} would ignore it; choose "
             "--algorithm PPO, or gr00t.backend=none"
+        )
+    if backend not in ("none", "stub") and rl_config.is_isaac_task(task):
+        raise ValueError(
+            f"gr00t.backend={backend} does not run on {task}: Isaac Lab's environment exercises GR00T with the stub "
+            "only; set gr00t.backend=stub"
         )
     if backend != "none" and cfg.gr00t.dtype == "float16" and precision is not MixedPrecision.fp16:
         raise ValueError(

@@ -115,13 +115,15 @@ class PolicyPhase:
 
     def _evaluate(self) -> None:
         result = self.evaluation(self.block.eval_episodes, self.block.eval_seed)
-        if self._only_simulator() is not None:
+        simulator = self._only_simulator()
+        if simulator is not None:
             self.inner.restart(self.step * self._steps)
         entry = {"step": self.step, "env_steps": self.env_steps, **result.numbers()}
         self.curve.append(entry)
         if self.best is None or _score(entry) > _score(self.best):
             self.best = entry
             run = {"run": self.run, "algorithm": self.block.algorithm, "task": rl_config.task_of(self.cfg, self.run)}
+            run |= {} if simulator is None else {"robots": simulator.robots}
             save_plain({**policies.weights(self.inner), **run, "evaluation": entry}, self.run_path / BEST)
         success = entry["success_rate"]
         log.info(
@@ -186,6 +188,7 @@ class PolicyPhase:
                 "episodes": self.episodes,
                 "curve": self.curve, "best": self.best,
                 "simulator_steps": None if simulator is None else simulator.steps_taken,
+                "robots": None if simulator is None else simulator.robots,
             },
         }  # fmt: skip
         return state
@@ -196,6 +199,7 @@ class PolicyPhase:
         simulator = self._only_simulator()
         if simulator is not None:
             simulator.steps_taken = own.get("simulator_steps", 0)  # runs of earlier versions began their curricula anew
+            simulator.compare_robots(own.get("robots"))
         self.inner.restore(saved)
         self.training_seconds, self.env_steps = own["seconds"], own["env_steps"]
         self.episodes = own.get("episodes", 0)  # runs of earlier versions did not count them

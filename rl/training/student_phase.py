@@ -36,7 +36,7 @@ from rl.training.parallel_utils import ParallelContext
 from rl.training.released_base import load_model
 from rl.training.reward_model import RewardModel, Scores
 from rl.training.seeds import seed_for
-from rl.training.teacher_source import normalizer_from
+from rl.training.teacher_source import normalizer_from, warn_of_another
 from rl.training.world_model_data import WorldModelData
 from rl.types import EpisodeRecord
 
@@ -52,6 +52,7 @@ class StudentPhase:
         """policy and states of the teacher; states None: both will be restored. origin: see `Teacher.origin`."""
         t, s, arch = cfg.training, cfg.student, policy.cfg
         self.cfg, self.ctx, self.origin = cfg, ctx, origin
+        self.named_teacher: tuple[str, Path | None] = ("--teacher_path", None)  # as the command line names it
         device = f"cuda:{ctx.device.index or 0}" if ctx.device.type == "cuda" else "cpu"
         self.collector = EpisodeCollector(
             cfg, "student", ctx.rank, device, arch.n_obs_img_steps, arch.obs_img_stride, t.seed
@@ -187,6 +188,8 @@ class StudentPhase:
         self.states.load_state_dict(normalizer_from(training["states"]).state_dict())
         self.scale.load_state_dict(training["explorer"]["scale"])
         self.origin = training["explorer"]["teacher"]
+        if self.ctx.is_main:
+            warn_of_another(*self.named_teacher, self.origin)
 
     def last_batch(self) -> dict[str, Tensor]:
         return self.update_step.last

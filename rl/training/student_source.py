@@ -21,7 +21,7 @@ from rl.training.config_drift import flatten
 from rl.training.explorer_setup import make_explorer
 from rl.training.model_setup import inject_adapter, uses_lora
 from rl.training.released_base import check_model, load_model
-from rl.training.teacher_source import Teacher, check_adapters, check_architecture, check_world, open_run
+from rl.training.teacher_source import Teacher, check_adapters, check_architecture, check_world, open_run, origin_of
 
 FLAG = "--student_checkpoint"
 # Keys of the block `student` that decide what the policy is; the others only how it learns.
@@ -35,9 +35,8 @@ class Student:
     saved: SavedCheckpoint
 
     def origin(self) -> dict[str, Any]:
-        """What a run remembers of its explorer: directory, episodes, hash of the weights. Plain data."""
-        entry = next(f for f in self.saved.manifest["files"] if f["name"] == "model.pt")
-        return {"path": str(self.saved.path), "episodes": self.saved.step, "sha256": entry["sha256"]}
+        """See `origin_of`."""
+        return origin_of(self.saved)
 
 
 def find_student(path: Path | None, cfg: Config, arch: F1Config, teacher: Teacher) -> Student:

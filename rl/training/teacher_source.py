@@ -3,6 +3,7 @@
 Everything that can be refused is refused from small files, before a model or a simulator exists.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from rl.training.config_drift import flatten
 from rl.training.model_setup import inject_adapter, uses_lora
 from rl.training.released_base import load_model
 
+log = logging.getLogger(__name__)
 # What an action does and what is seen: a world model knows one answer to each. Objects and looks of a scene may differ.
 _WORLD = (
     "control_mode", "instruction", "action_scale", "gripper_scale", "physics_steps", "physics_timestep", "vlm_size",
@@ -42,9 +44,31 @@ class Teacher:
     flag: str  # how the user named it
 
     def origin(self) -> dict[str, Any]:
-        """What a run remembers of its teacher: directory, episodes, hash of the weights. Plain data."""
-        entry = next(f for f in self.saved.manifest["files"] if f["name"] == "model.pt")
-        return {"path": str(self.saved.path), "episodes": self.saved.step, "sha256": entry["sha256"]}
+        """See `origin_of`."""
+        return origin_of(self.saved)
+
+
+def origin_of(saved: SavedCheckpoint) -> dict[str, Any]:
+    """What a run remembers of the checkpoint it began with: directory, episodes, hash of the weights. Plain data."""
+    entry = next(f for f in saved.manifest["files"] if f["name"] == "model.pt")
+    return {"path": str(saved.path), "episodes": saved.step, "sha256": entry["sha256"]}
+
+
+def warn_of_another(flag: str, named: Path | None, origin: dict[str, Any]) -> None:
+    """A resumed run goes on from its own checkpoint, which holds what it began with (`origin`): says so in the log
+    where `flag` names other weights now, for instance those of a teacher that was trained on meanwhile."""
+    if named is None:
+        return
+    try:
+        found = origin_of(open_checkpoint(named))
+    except ValueError:  # no longer there, and no longer needed
+        return
+    if found["sha256"] != origin.get("sha256"):
+        log.warning(
+            "%s %s is not what this run was started with: it goes on with the weights of %s (episode %s). For the "
+            "others start a new run (another --output_dir, or --overwrite)",
+            flag, found["path"], origin.get("path"), origin.get("episodes"),
+        )  # fmt: skip
 
 
 def find_teacher(path: Path | None, cfg: Config, arch: F1Config, flag: str = "--teacher_path") -> Teacher:

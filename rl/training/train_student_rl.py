@@ -36,7 +36,9 @@ def build(args: cli.Args, ctx: ParallelContext, teacher: Teacher | None) -> Stud
     if teacher is not None:
         states, origin = load_teacher(teacher, policy), teacher.origin()
         log.info("world model of %s (%d episodes)", origin["path"], origin["episodes"])
-    return StudentPhase(args.config, policy, states, origin, ctx)
+    phase = StudentPhase(args.config, policy, states, origin, ctx)
+    phase.named_teacher = ("--teacher_path", args.teacher)
+    return phase
 
 
 def main(args: cli.Args) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import student_targets
+from benchmarks import runs, student_targets
 
 MOVED = "explore/objects_moved"
 
@@ -52,7 +52,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, 
             leave_numbers(run, {"untrained_seed0": (2.0, 1.0), "explorer_seed0": (4.0, 5.0)}[run.name])
 
     monkeypatch.setattr(student_targets, "start", start)
-    monkeypatch.setattr(student_targets, "RESULTS", tmp_path)
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
     argv = ["student_targets", "--teacher", "T", "--runs", str(tmp_path / "runs"), "--seeds", "2", "--episodes", "2"]
     monkeypatch.setattr(sys, "argv", [*argv, "student.learning_rate=0.1", "environment.num_objects=3"])
     return commands
@@ -139,7 +139,7 @@ def test_explorers_beside_a_screen_are_trained_for_one_reward_each_and_tabled(
             (run / "evaluation.json").write_text(json.dumps(data))
 
     monkeypatch.setattr(student_targets, "start", start)
-    monkeypatch.setattr(student_targets, "RESULTS", tmp_path)
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
     argv = ["student_targets", "--teacher", "T", "--screen_teacher", "S", "--seeds", "1", "--episodes", "2"]
     monkeypatch.setattr(sys, "argv", [*argv, "--runs", str(tmp_path / "runs")])
     student_targets.main()

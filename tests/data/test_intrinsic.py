@@ -102,7 +102,8 @@ def test_noise_is_rewarded_by_entropy_and_not_by_disagreement() -> None:
     """A noisy screen (every member predicts the same flat distribution) against something unknown (members differ)."""
     codes = 8
     flat = math.log(codes)
-    screen, unknown = {"entropy": flat, "disagreement": 0.0}, {"entropy": 0.5, "disagreement": 0.5}
+    screen = {"entropy": flat, "disagreement": 0.0, "share": 0.0}
+    unknown = {"entropy": 0.5, "disagreement": 0.5, "share": 1.0}
     paid = {}
     for kind in Uncertainty:
         rewards = StudentRewardsConfig(memory_divergence_weight=0.0, wm_uncertainty_weight=1.0, uncertainty=kind)
@@ -114,7 +115,8 @@ def test_noise_is_rewarded_by_entropy_and_not_by_disagreement() -> None:
             for x in (screen, unknown)
         ]  # fmt: skip
     assert paid[Uncertainty.entropy][0] > paid[Uncertainty.entropy][1]
-    assert paid[Uncertainty.disagreement][0] == 0.0 < paid[Uncertainty.disagreement][1]
+    for kind in (Uncertainty.disagreement, Uncertainty.share):
+        assert paid[kind][0] == 0.0 < paid[kind][1]
 
 
 def test_components_are_divided_by_the_std_of_their_discounted_returns_and_clipped() -> None:
@@ -161,4 +163,25 @@ def test_disagreement_needs_heads_and_entropy_does_not() -> None:
         normalised_names(StudentRewardsConfig(), False)
     entropy = StudentRewardsConfig(uncertainty=Uncertainty.entropy)
     assert normalised_names(entropy, False) == ["memory_divergence", "entropy"]
+    share = StudentRewardsConfig(uncertainty=Uncertainty.share)
+    assert normalised_names(share, True) == ["memory_divergence", "entropy", "disagreement", "share"]
+    with pytest.raises(ValueError, match=r"student\.rewards\.uncertainty is share, but .* no ensemble heads"):
+        normalised_names(share, False)
+
+
+def test_the_share_of_disagreement_in_what_is_uncertain_is_paid_only_where_it_is_the_reward() -> None:
+    uncertainty = {
+        "disagreement": torch.tensor([[0.5, 0.1], [0.0, 0.2]]),
+        "entropy": torch.tensor([[1.0, 4.0], [0.0, 0.2]]),
+    }
+    divergence, actions, mask = torch.zeros(2, 3), torch.zeros(2, 2, 1), torch.ones(1, dtype=torch.bool)
+    for kind in Uncertainty:
+        raw = reward_components(StudentRewardsConfig(uncertainty=kind), divergence, uncertainty, actions, mask, 0.9, 1)
+        assert ("share" in raw) is (kind is Uncertainty.share)
+        if "share" in raw:  # by hand; nothing uncertain and nothing disagreed upon is a share of nothing
+            torch.testing.assert_close(raw["share"], torch.tensor([[0.5, 0.025], [0.0, 1.0]]))
+            scaled = raw | {"memory_divergence": torch.zeros(2, 2)}
+            weight = StudentRewardsConfig().wm_uncertainty_weight
+            paid = total_reward(StudentRewardsConfig(uncertainty=kind), raw, scaled)
+            torch.testing.assert_close(paid, weight * raw["share"])
     assert normalised_names(StudentRewardsConfig(wm_uncertainty_weight=0.0), False) == ["memory_divergence", "entropy"]

@@ -178,7 +178,7 @@ def test_training_goes_on_without_a_checkpoint_where_that_is_asked_for_and_says_
 def test_a_state_that_does_not_fit_into_memory_twice_is_written_while_training_waits(
     manager: CheckpointManager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(checkpoint.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 10})())
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda device: 10)
     with caplog.at_level(logging.WARNING):
         manager.save(1, state_of(1), wait=False)
     assert manager._pending is not None and manager._pending.part.done and "no memory for a copy" in caplog.text

@@ -13,6 +13,7 @@ from rl.training import cli, student_phase
 from rl.training.checkpoint import open_checkpoint
 from rl.training.evaluation.loading import load_run
 from rl.training.train_adversarial_rl import main
+from rl.training.train_student_rl import main as student_main
 from tests.training import student_runs
 from tests.training.adversarial_runs import MODULE, flags, sigterm_after
 from tests.training.run_here import run_here
@@ -189,6 +190,13 @@ def refused(
         (["adversarial.wm_updates_per_iter=0"], "adversarial.wm_updates_per_iter is 0"),
         (["adversarial.leash.weight=1e9"], "adversarial.leash.weight is 1000000000.0"),
         (["adversarial.held_out.seed=5"], "adversarial.held_out.seed is 5"),
+        (
+            ["adversarial.wm_min_learning_rate=1e-3"],
+            "adversarial.wm_min_learning_rate is 0.001; it lies between 0 and adversarial.wm_learning_rate 0.00015",
+        ),
+        (["adversarial.explorer_min_learning_rate=1e-3"], "adversarial.explorer_min_learning_rate is 0.001"),
+        (["adversarial.schedule_iterations=-5"], "adversarial.schedule_iterations is -5"),
+        (["training.max_grad_norm=0"], "training.max_grad_norm is 0.0; it must be positive"),
         (["adversarial.collapse.min_action_std=2"], "adversarial.collapse.min_action_std"),
         (["adversarial.collapse.min_raw_std_share=1"], "adversarial.collapse.min_raw_std_share is 1.0"),
         (["student.rewards.memory_divergence_weight=0", "student.rewards.wm_uncertainty_weight=0"], "are both 0"),
@@ -272,3 +280,22 @@ def test_a_run_with_bf16_accumulation_and_a_world_model_that_forgets_goes_back(
     start = open_checkpoint(student_run).read("model.pt")
     kept = {k: v for k, v in _model(run, 2).items() if not _is_explorers(k)}
     assert all(torch.equal(start[k], v) for k, v in kept.items())  # both iterations went back to the teacher's
+
+
+def test_a_teacher_without_ensemble_heads_plays_both_phases_on_entropy(
+    straight_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """The remedy that the refusal of such a teacher names."""
+    extra = [
+        "arch.world_model.ensemble_heads=0", "arch.world_model.ensemble_features=64",
+        "student.rewards.uncertainty=entropy", "training.video_save_every=0", "training.sample_save_every=0",
+    ]  # fmt: skip
+    student, run = tmp_path / "student", tmp_path / "run"
+    assert run_here(student_main, student_runs.flags(straight_run, student, 2, *extra), "student") == 0, (
+        capfd.readouterr().err
+    )
+    assert run_here(main, flags(straight_run, student, run, 2, *extra), "adversarial") == 0, capfd.readouterr().err
+    last = _lines(run)[-1]
+    assert "adversarial/reward_raw_disagreement" not in last
+    for name in ("reward_scaled_entropy", "wm_nll", "loss_adversarial", "held_out_current_loss"):
+        assert np.isfinite(last[f"adversarial/{name}"]), name

@@ -27,6 +27,7 @@ from rl.sims import make_simulator
 from rl.training.collapse import CollapseWatch, collapse_signs, token_share
 from rl.training.collector import RandomActions
 from rl.training.explorer_gate import Gate
+from rl.training.explorer_metrics import among_episodes
 from rl.training.explorer_player import Leash
 from rl.training.explorer_pool import ExplorerPool
 from rl.training.explorer_setup import build_explorer
@@ -34,6 +35,7 @@ from rl.training.model_setup import inject_adapter
 from rl.training.parallel_utils import ParallelContext
 from rl.training.scripted_actions import TowardsScreen
 from rl.training.tensor_swap import on_device_of, put, swapped_in, taken, trained
+from rl.training.train_adversarial_rl import unread
 from rl.training.world_model_player import WorldModelPlayer, build_role
 
 MASK = np.arange(32) < 8
@@ -206,6 +208,27 @@ def test_each_sign_is_named_and_a_healthy_game_has_none(numbers: tuple[float, fl
     (sign,) = collapse_signs(CollapseConfig(), *numbers)
     assert word in sign
     assert collapse_signs(CollapseConfig(), 0.5, 1.0, 0.5, 0.3) == []
+
+
+def test_episodes_that_are_all_paid_alike_are_a_sign_however_much_their_decisions_differ() -> None:
+    """PPO is paid the divergence at the last decision: within an episode rewards always differ."""
+    paid = torch.tensor([0.0, 0.0, 0.0, 2.0]).expand(8, 4)
+    assert among_episodes(paid) == 0.0
+    (sign,) = collapse_signs(CollapseConfig(), 0.5, among_episodes(paid), 0.5, 0.3)
+    assert "nothing is left to tell actions apart" in sign
+    # Two episodes 1 apart at one decision of four: std 1 / sqrt 2 there, 0 elsewhere.
+    assert among_episodes(torch.tensor([[0.0, 0.0, 0.0, 2.0], [0.0, 1.0, 0.0, 2.0]])) == pytest.approx(0.5**0.5 / 4)
+    assert among_episodes(torch.tensor([[1.0, 3.0]])) == pytest.approx(2**0.5)  # one episode: its decisions
+
+
+def test_settings_of_other_phases_that_this_one_does_not_read_are_told_with_what_it_reads() -> None:
+    assert unread(load()) == []
+    asked = load(None, ["student.ppo.epochs=7", "training.max_grad_norm=2", "student.ppo.gamma=0.9"])
+    assert unread(asked) == [
+        "training.max_grad_norm=2.0 is not read here, but adversarial.wm_max_grad_norm and "
+        "adversarial.explorer_max_grad_norm",
+        "student.ppo.epochs=7 is not read here, but adversarial.explorer_updates_per_iter",
+    ]
 
 
 def test_raw_rewards_are_judged_against_the_first_iteration_also_after_a_resume(

@@ -72,6 +72,7 @@ def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Processes:
     monkeypatch.setattr(pipeline, "run_process", fake)
     monkeypatch.setattr(pipeline, "open_checkpoint", lambda path: path)
     monkeypatch.setattr(pipeline, "weights_of", lambda saved: "w")
+    monkeypatch.setattr(pipeline, "began_with", lambda saved: {})
     # So that the tests do not depend on which phases this version has.
     monkeypatch.setattr(pipeline, "MODULES", dict.fromkeys(PipelinePhase, "json") | pipeline.MODULES)
     monkeypatch.setattr(pipeline, "check_available", lambda phases: None)
@@ -133,6 +134,23 @@ def test_what_is_finished_is_skipped_and_what_grew_goes_on(processes: _Processes
     processes.commands.clear()
     assert _run(processes, "--auto_resume") == 0 and processes.names == []
     assert _run(processes, "--auto_resume", "pipeline.student_episodes=8") == 0 and processes.names == ["student"]
+
+
+def test_a_finished_phase_whose_predecessor_was_trained_on_is_said_and_left(
+    processes: _Processes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[Any] = []
+    _run(processes)
+    processes.commands.clear()
+    made = {"student": {"teacher": "t1"}, "adversarial": {"teacher": "t1", "student": "s1"}}
+    monkeypatch.setattr(pipeline, "began_with", lambda saved: made.get(saved.name, {}))
+    monkeypatch.setattr(pipeline, "warn_of_another", lambda *args: said.append(args))
+    assert _run(processes, "--auto_resume", "pipeline.teacher_episodes=8") == 0 and processes.names == ["teacher"]
+    home = processes.directory
+    assert said == [
+        ("phase student:", home / "teacher", "t1"), ("phase adversarial:", home / "teacher", "t1"),
+        ("phase adversarial:", home / "student", "s1"),
+    ]  # fmt: skip
 
 
 def test_other_weights_or_other_scenes_are_measured_again(

@@ -62,7 +62,7 @@ def test_estimated_activations_are_close_to_what_autograd_keeps(preset: str, rec
 
 def test_full_size_model_is_planned_without_allocating_it(monkeypatch, capsys, tmp_path: Path) -> None:
     monkeypatch.setattr(planning, "probe", lambda *_: pytest.fail("probed"))
-    monkeypatch.setattr(planning.psutil, "virtual_memory", lambda: type("Memory", (), {"available": 8_000_000_000}))
+    monkeypatch.setattr(planning, "free_bytes", lambda device: 8_000_000_000)
     argv = ["--phase", "teacher", "--model_config", "f1_base", "--num_processes", "8", "--mixed_precision", "bf16"]
     argv += ["model.checkpoint_path=released", "--device", "cpu", "--json", str(tmp_path / "plan.json")]
     with pytest.raises(SystemExit) as stop:

@@ -12,6 +12,7 @@ import torch
 from benchmarks import student_targets
 from rl.training import student_phase
 from rl.training.checkpoint import open_checkpoint
+from rl.training.teacher_source import origin_of, warn_of_another
 from rl.training.train_student_rl import main
 from tests.training import student_runs
 from tests.training.run_here import run_here
@@ -142,6 +143,21 @@ def test_two_episodes_and_two_after_a_resume_equal_four_straight(
         assert (run / name).read_bytes() == (student_run / name).read_bytes()
 
 
+def test_a_resumed_run_says_that_its_flag_names_other_weights_now(
+    teacher_with_heads: Path, straight_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = origin_of(open_checkpoint(teacher_with_heads))
+    warn_of_another("--teacher_path", teacher_with_heads, kept)
+    warn_of_another("--teacher_path", None, kept)
+    warn_of_another("--teacher_path", tmp_path / "gone", kept)  # no longer needed
+    assert not caplog.records
+    warn_of_another("--teacher_path", straight_run, kept)
+    (record,) = caplog.records
+    said = record.getMessage()
+    assert record.levelname == "WARNING" and f"--teacher_path {straight_run}" in said
+    assert f"goes on with the weights of {kept['path']} (episode 2)" in said and "--overwrite" in said
+
+
 def test_a_run_that_got_sigterm_saves_exits_75_and_continues_to_the_same_end(
     student_run: Path, teacher_with_heads: Path, tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
@@ -181,6 +197,8 @@ def _refused(argv: list[str], capfd: pytest.CaptureFixture, monkeypatch: pytest.
         (["student.chunk_exec_steps=2", "training.steps_per_episode=7"], "no multiple of student.chunk_exec_steps 2"),
         (["student.ppo.minibatches=3"], "student.ppo.minibatches is 3, but an iteration has 2 episodes"),
         (["student.min_learning_rate=1"], "student.min_learning_rate 1.0 lies above"),
+        (["student.learning_rate=.inf"], "student.learning_rate is inf; it must be positive and finite"),
+        (["training.max_grad_norm=-1"], "training.max_grad_norm is -1.0; it must be positive and finite"),
         (["student.ppo.gamma=1.5"], "student.ppo.gamma is 1.5"),
         (["student.ppo.kl_stop=-1"], "student.ppo.kl_stop is -1.0; it must be positive"),
         (["student.ppo.value_clip=0"], "student.ppo.value_clip is 0.0; it must be positive"),
@@ -261,8 +279,9 @@ def test_a_teacher_whose_weights_do_not_fit_is_refused_and_nothing_is_left(
         ["student.flow.stochastic_steps=one", "student.chunk_exec_steps=2"],
         ["--mixed_precision", "bf16", "--gradient_accumulation_steps", "2"],
         ["student.rewards.uncertainty=entropy", "student.rewards.divergence_sign=close", "student.flow.chunk_size=1"],
+        ["student.rewards.uncertainty=share"],
     ],
-    ids=["flow_noise", "one_step_chunks_of_two", "bf16_accumulation", "entropy_close_single_action"],
+    ids=["flow_noise", "one_step_chunks_of_two", "bf16_accumulation", "entropy_close_single_action", "share"],
 )
 def test_every_mode_trains_to_the_end(
     teacher_with_heads: Path, tmp_path: Path, extra: list[str], capfd: pytest.CaptureFixture

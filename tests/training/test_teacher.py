@@ -264,7 +264,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_3_and_keeps_the_batch(
         "training.save_every=1", "teacher.updates_per_episode=1",
     )  # fmt: skip
     message = _refused(argv, capfd, code=3)
-    assert "loss or gradient is not finite" in message and "Lower training.learning_rate" in message
+    assert "loss or gradient is not finite" in message and "teacher: training.learning_rate" in message
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 3)
     batch = torch.load(tmp_path / "run" / "not_finite_batch_rank0.pt", weights_only=True)

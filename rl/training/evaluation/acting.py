@@ -14,6 +14,7 @@ from rl.training.collector import ActionSource, EpisodeCollector, RandomActions
 from rl.training.evaluation.loading import LoadedRun, action_mask, check_same_pictures, check_same_tokens, load_run
 from rl.training.explorer_acting import ExplorerActions
 from rl.training.parallel_utils import ParallelContext
+from rl.training.teacher_source import check_world
 from rl.types import EpisodeRecord
 
 STUDENT_FLAG, TEACHER_FLAG = "--student_checkpoint", "--teacher_checkpoint"
@@ -42,21 +43,23 @@ def load_explorer(run: LoadedRun, seed: int, ctx: ParallelContext) -> ActionSour
 
 def find_actor(args: cli.Args, run: LoadedRun, device: torch.device) -> LoadedRun:
     """The run whose explorer acts: of --student_checkpoint, else the measured one itself. Raises ValueError when it
-    would see other pictures than the measured run."""
+    would see other pictures than the measured run, or act in another world."""
     if args.student is None:
         return run
     actor = load_run(args.student, STUDENT_FLAG, args, device)
     check_same_pictures(actor, run, STUDENT_FLAG)
+    check_world(actor.cfg, run.cfg, actor.saved, STUDENT_FLAG)
     return actor
 
 
 def find_other_model(args: cli.Args, run: LoadedRun, device: torch.device) -> LoadedRun | None:
     """The run of --teacher_checkpoint, if one is given. Raises ValueError when its losses cannot be compared with those
-    of the measured run: other pictures, other tokens."""
+    of the measured run: other pictures, another world, other tokens."""
     if args.teacher is None:
         return None
     other = load_run(args.teacher, TEACHER_FLAG, args, device)
     check_same_pictures(other, run, TEACHER_FLAG)
+    check_world(other.cfg, run.cfg, other.saved, TEACHER_FLAG)
     check_same_tokens(other, run, TEACHER_FLAG)
     return other
 

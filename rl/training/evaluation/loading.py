@@ -1,6 +1,6 @@
 """Checkpoints of any phase, loaded to be measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,10 +124,13 @@ def action_mask(cfg: rl_config.Config, arch: F1Config) -> npt.NDArray[np.bool_]:
 
 
 def run_config(args: cli.Args, run: Path) -> tuple[rl_config.Config, F1Config]:
-    """The configuration and architecture the run was trained with, under what the command line says."""
+    """The configuration and architecture the run was trained with, under what the command line says; a file of
+    --rl_config says how to measure (its block `evaluation`), not what was trained."""
     cfg, arch = args.config, args.arch
     if (run / "config.yaml").is_file():
         cfg = rl_config.load_saved(run / "config.yaml", rl_config.POLICY_BLOCKS, args.overrides)
+        if args.config_file is not None:
+            cfg = replace(cfg, evaluation=args.config.evaluation)
     if (run / "model_config.yaml").is_file():
         given = [o for o in args.overrides if o.startswith("model.config_file=")]
         given += [f"arch.{o}" for o in args.arch_overrides]

@@ -160,6 +160,18 @@ def test_the_fourth_panel_of_a_video_is_what_the_world_model_does_not_know(
         assert (columns[label] == video.colours(maps)[t]).all()
 
 
+def test_a_file_of_settings_says_how_to_measure_and_not_what_was_trained(
+    teacher_with_heads: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("evaluation: {worst_share: 0.25, num_episodes: 7}\nenvironment: {num_objects: 5}\n")
+    argv = ["--checkpoint", str(teacher_with_heads), "--device", "cpu", "--rl_config", str(file), "--episodes", "9"]
+    args = cli.parse("evaluate", argv)
+    cfg = load_run(args.checkpoint, "--checkpoint", args, torch.device("cpu")).cfg
+    assert (cfg.evaluation.worst_share, cfg.evaluation.num_episodes) == (0.25, 9)
+    assert cfg.environment.num_objects == _loaded(teacher_with_heads).cfg.environment.num_objects != 5
+
+
 # --- what cannot be compared -----------------------------------------------------------------------------------------
 
 
@@ -185,6 +197,8 @@ def test_a_world_model_that_cannot_be_compared_is_refused_before_any_simulator(
 
     said = refused(edited("pictures", "config.yaml", "wm_size: 64", "wm_size: 96"))
     assert "--teacher_checkpoint" in said and "environment.wm_size is 96 there and 64 here" in said
+    said = refused(edited("world", "config.yaml", "action_scale: 0.1", "action_scale: 0.05"))
+    assert "--teacher_checkpoint" in said and "environment.action_scale is 0.05 there and 0.1 here" in said
     said = refused(edited("history", "model_config.yaml", "obs_img_stride: 1", "obs_img_stride: 2"))
     assert "--teacher_checkpoint" in said and "arch.obs_img_stride is 2 there and 1 here" in said
     codes = with_other_weights(teacher_with_heads, tmp_path / "codes", "tokenizer.quantize.embedding.weight")
