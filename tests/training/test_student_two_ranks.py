@@ -1,6 +1,7 @@
 """The student on two ranks: one explorer, different episodes, one reward scale, resume bit for bit."""
 
 import json
+import statistics
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,17 @@ def test_every_rank_plays_its_own_episodes(ranks: list[dict], place: Path) -> No
     assert first["rewards"] != second["rewards"]
     assert [line["episode"] for line in _lines(place / "straight")] == [4, 8]
     assert [line["env_steps"] for line in _lines(place / "straight")] == [24, 48]
+
+
+def test_advantages_are_normalised_over_the_rows_of_both_ranks(ranks: list[dict]) -> None:
+    for mine, other in zip(*(r["runs"][0]["advantages"] for r in ranks), strict=True):
+        assert len(mine) == len(other) == 12  # two episodes of six decisions
+        together = mine + other
+        assert statistics.mean(together) == pytest.approx(0, abs=1e-6)
+        assert statistics.stdev(together) == pytest.approx(1, abs=1e-5)
+        # each rank by itself: neither, or every rank would pull towards its own mean
+        assert abs(statistics.mean(mine)) > 1e-3
+        assert abs(statistics.stdev(mine) - 1) > 1e-3
 
 
 def test_a_resume_at_two_ranks_equals_the_straight_run(place: Path, ranks: list[dict]) -> None:
