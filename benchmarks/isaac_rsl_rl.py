@@ -235,7 +235,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="Isaac-Cartpole-Direct")
     parser.add_argument("--num_envs", type=int, default=256)
-    parser.add_argument("--iterations", type=int, default=100)
+    parser.add_argument("--iterations", type=int, default=150, help="rsl_rl's own number for Cartpole is 150")
     parser.add_argument("--episodes", type=int, default=256, help="of the evaluation; at least one an environment")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0, help="first one")
