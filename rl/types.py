@@ -6,6 +6,7 @@ Letters: T time, N history slots, E environments, A padded action dim, S padded 
 from dataclasses import dataclass
 from typing import Any, Protocol, TypedDict
 
+import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,6 +16,18 @@ FloatArray = npt.NDArray[np.float32]
 Int8Array = npt.NDArray[np.int8]
 TensorTree = torch.Tensor | dict[str, torch.Tensor]  # one observation, or several by name
 PRIVILEGED = "critic"  # entry of a Dict observation (or critic_...) that the critic sees instead of the others
+ARM_CAMERAS = ("front", "side", "top")  # of the reaching arm, in the order of its pictures
+
+
+class PictureSpace(gym.spaces.Box):
+    """uint8 (frames * V * 3, H, W): frames oldest first, in each the RGB pictures of V `cameras` in their order.
+
+    A plain Box of pictures is a stack of one camera.
+    """
+
+    def __init__(self, cameras: tuple[str, ...], frames: int, height: int, width: int) -> None:
+        super().__init__(0, 255, (frames * len(cameras) * 3, height, width), np.uint8)
+        self.cameras = cameras
 
 
 class Observation(TypedDict, total=False):

@@ -30,7 +30,8 @@ if [[ "${1:-}" == gr00t ]]; then
         exit 4
     fi
     export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 GR00T_BACKEND=n1.7
-    exec .venv-gr00t/bin/python -m pytest tests/models/test_gr00t.py tests/models/test_gr00t_checkpoint.py tests/training/test_gr00t_training.py
+    exec .venv-gr00t/bin/python -m pytest tests/models/test_gr00t.py tests/models/test_gr00t_cameras.py tests/models/test_gr00t_checkpoint.py \
+        tests/models/test_gr00t_lerobot.py tests/models/test_gr00t_prompt.py tests/training/test_gr00t_training.py
 fi
 
 # Without a Vulkan driver (exit 4 after the packages are in) everything that draws nothing can still be tested.

@@ -16,6 +16,7 @@ class GR00TConfig:
 
     backend: str = "none"  # none: the network of `ppo.network` | stub: same shapes, random weights | n1.7 | n1.5
     checkpoint: str | None = None  # local directory of a released model; null: random weights
+    instruction: str | None = None  # what the checkpoint is told; null: LeRobot's "perform the task"
     size: str = "tiny"  # of random weights: tiny | n1.7
     mlp_fallback: bool = False  # the network of `ppo.network` where the backend is not installed; said loudly
     embodiment: str = "new_embodiment"  # picks encoder and decoder weights and, of a checkpoint, the statistics
@@ -76,5 +77,7 @@ def check_gr00t(cfg: GR00TConfig) -> None:
             raise ValueError(f"gr00t.{name} is {size}; it must be positive")
     if cfg.backend == "none" and cfg.checkpoint is not None:
         raise ValueError("gr00t.checkpoint is given, but gr00t.backend=none reads none; choose n1.7, or leave it out")
+    if cfg.instruction is not None and cfg.checkpoint is None:
+        raise ValueError("gr00t.instruction needs gr00t.checkpoint: random weights know no words; leave it out")
     if cfg.backend == "stub" and cfg.checkpoint is not None:
         raise ValueError("gr00t.backend=stub has random weights; for gr00t.checkpoint choose the backend n1.7")

@@ -7,7 +7,6 @@ Letters: E environments, N frames of the stack, C = 9 channels of a frame (front
 
 from typing import Any
 
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
@@ -18,9 +17,9 @@ from rl.envs import franka_kinematics as franka
 from rl.envs.arm_reach import ArmReach
 from rl.envs.supervised_sims import SupervisedArmScene
 from rl.envs.vector import check_state_keys
-from rl.types import PRIVILEGED, TensorTree, VectorStep
+from rl.types import ARM_CAMERAS, PRIVILEGED, PictureSpace, TensorTree, VectorStep
 
-CHANNELS = 9
+CHANNELS = 3 * len(ARM_CAMERAS)
 BODY = slice(0, 17)  # of an ArmReach observation: joints, velocities, tool; what the robot knows of itself
 
 
@@ -53,7 +52,7 @@ class VisionArmReach:
         self._shape = (frame_stack, CHANNELS, image_size, image_size)
         whole = self._arm.observation_space
         seen: dict[str, spaces.Space] = {
-            "pixels": spaces.Box(0, 255, (frame_stack * CHANNELS, image_size, image_size), np.uint8),
+            "pixels": PictureSpace(ARM_CAMERAS, frame_stack, image_size, image_size),
             "state": spaces.Box(whole.low[BODY], whole.high[BODY]),
         }
         self._privileged_critic = privileged_critic

@@ -22,9 +22,10 @@ from torch import Generator, Tensor, nn
 from f1_vla.config import FlowKind, StochasticSteps
 from f1_vla.flow_likelihood import Chain, FlowProcess, chain_moments, normal_log_prob, sample_chain
 from rl.config import GR00TConfig
-from rl.models.actor_critic import Drawn, Evaluation, is_privileged
+from rl.models.actor_critic import Drawn, Evaluation
 from rl.models.gr00t_backend import Context, Gr00tModel, part_of, remove_dropout
 from rl.models.gr00t_checkpoint import Embodiment
+from rl.models.gr00t_observation import by_name, for_critic, observed
 from rl.models.mlp import mlp
 from rl.models.recurrent import State
 from rl.types import TensorTree
@@ -160,7 +161,7 @@ class GR00TActorCritic(nn.Module):
         parts = by_name(observation)
         vector = torch.cat([parts[n].flatten(1).float() for n in self.vectors], -1)
         proprio = nn.functional.pad(vector, (0, self.model.state_slots - vector.shape[1]))
-        cameras = [parts[n][:, -3:] for n in self.pictures]  # the newest picture of a stack
+        cameras = [camera.of(parts) for camera in self.pictures]
         with self._autocast(vector.device):
             seen = self.model.refine(self.model.encode(cameras, vector.device))
         return seen.expand(len(vector)), proprio
@@ -324,45 +325,6 @@ def add_lora(model: Gr00tModel, cfg: GR00TConfig) -> None:
         model,
     )  # fmt: skip
     model.requires_grad_(False)
-
-
-def by_name(observation: TensorTree) -> dict[str, Tensor]:
-    return {"": observation} if isinstance(observation, Tensor) else observation
-
-
-def observed(space: gym.Space) -> tuple[list[str], list[str], int]:
-    """Names of the vectors and of the pictures (uint8) that the actor is shown, and how many numbers the vectors hold.
-
-    Raises ValueError for spaces that are neither.
-    """
-    spaces = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else {"": space}
-    vectors, pictures, width = [], [], 0
-    for name, s in spaces.items():
-        if is_privileged(name):
-            continue
-        if not isinstance(s, gym.spaces.Box):
-            raise ValueError(f"observation '{name}' is {s}; GR00T needs a Box, or a Dict of Boxes")
-        if s.dtype == "uint8" and len(s.shape) == 3:
-            pictures.append(name)
-        else:
-            vectors.append(name)
-            width += int(torch.Size(s.shape).numel())
-    if not vectors:
-        raise ValueError("GR00T needs a state beside the pictures; this task shows pictures only")
-    return vectors, pictures, width
-
-
-def for_critic(space: gym.Space) -> tuple[list[str], int]:
-    """Names of the entries for the critic alone, and how many numbers they hold.
-
-    Raises ValueError for one that is no vector.
-    """
-    entries = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else {}
-    spaces = {n: s for n, s in entries.items() if is_privileged(n)}
-    for name, s in spaces.items():
-        if not isinstance(s, gym.spaces.Box) or len(s.shape) == 3:
-            raise ValueError(f"observation '{name}' is {s}; GR00T's value head takes vectors for the critic alone only")
-    return list(spaces), sum(int(torch.Size(s.shape or ()).numel()) for s in spaces.values())
 
 
 def action_slots(dims: int, model_slots: int, names: list[str] | None, robot: Embodiment | None) -> Tensor:

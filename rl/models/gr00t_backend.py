@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rl.models.gr00t_prompt import RANDOM, Prompt, qwen
 from rl.models.gr00t_stub import SIZES, StubModel
 
-PROMPT = (2, 3, 4, 5)  # words of a model without a tokenizer
 # Names of parameters -> part of the model; the first match counts.
 PARTS = (
     ("backbone.", "backbone"),
@@ -50,8 +50,8 @@ class Gr00tModel(nn.Module):
     version = "n1.7"
     model: Any  # a module of a library without types
 
-    def __init__(self, model: nn.Module, prompt: tuple[int, ...] = PROMPT, image_token: int | None = None) -> None:
-        """`prompt`: token ids of the instruction. `image_token`: default the backbone's own."""
+    def __init__(self, model: nn.Module, prompt: Prompt = RANDOM, image_token: int | None = None) -> None:
+        """`image_token`: default the backbone's own."""
         super().__init__()
         self.model = model
         head: Any = model.action_head
@@ -76,7 +76,8 @@ class Gr00tModel(nn.Module):
         return self.model.action_head
 
     def encode(self, pictures: list[Tensor], device: torch.device) -> Context:
-        """Backbone on pictures (B, 3, H, W) uint8, one entry a camera; without any, one row of a black picture."""
+        """Backbone on pictures (B, 3, H, W) uint8, one entry a camera, of any sizes; without any, one row of a black
+        picture."""
         pictures = pictures or [torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=device)]
         batch = len(pictures[0])
         values, grids, counts = [], [], []
@@ -85,9 +86,7 @@ class Gr00tModel(nn.Module):
             values.append(patches)
             grids.append(grid)
             counts.append(patches.shape[1] // 4)
-        words = torch.tensor(self.prompt, device=device).expand(batch, -1)
-        slots = [torch.full((batch, n), self.image_token, device=device) for n in counts]
-        ids = torch.cat([*slots, words], 1)
+        ids = self.prompt.ids(counts, self.image_token, device).repeat(batch, 1)
         inputs = {
             "input_ids": ids,
             "attention_mask": torch.ones_like(ids),
@@ -163,4 +162,4 @@ def remove_dropout(module: nn.Module) -> int:
 
 def stub(size: str) -> Gr00tModel:
     """Random weights; `size` a key of SIZES."""
-    return Gr00tModel(StubModel(SIZES[size]))
+    return Gr00tModel(StubModel(SIZES[size]), qwen() if size == "n1.7" else RANDOM)

@@ -5,7 +5,6 @@ needs flash-attn and a GPU besides; its code follows LeRobot 0.5.1 and HAS NOT B
 """
 
 import importlib.util
-import json
 import logging
 import tempfile
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rl.models.gr00t_backend import PROMPT, Context, Gr00tModel
+from rl.models import gr00t_prompt
+from rl.models.gr00t_backend import Context, Gr00tModel
+from rl.models.gr00t_prompt import Prompt
 from rl.models.gr00t_weights import check_config
 
 log = logging.getLogger(__name__)
@@ -67,32 +68,47 @@ def require(version: str) -> None:
     )
 
 
-def load(version: str, checkpoint: Path | None, size: str) -> Gr00tModel:
-    """The model of a checkpoint, or of random weights (n1.7 only). Raises ValueError where it cannot be had."""
+def load(version: str, checkpoint: Path | None, size: str, instruction: str | None = None) -> Gr00tModel:
+    """The model of a checkpoint, told `instruction`, or of random weights (n1.7 only).
+
+    Raises ValueError where it cannot be had, or the instruction cannot be read.
+    """
     require(version)
-    if checkpoint is not None:
-        check_config(checkpoint)
-    if version == "n1.5":
-        if checkpoint is None:
+    if checkpoint is None:
+        if version == "n1.5":
             raise ValueError("gr00t.backend=n1.5 needs gr00t.checkpoint; random weights exist for stub and n1.7")
-        return _n15(checkpoint)
-    return _n17(checkpoint, size)
+        return _n17_random(size)
+    check_config(checkpoint)
+    formal = version == "n1.7" and gr00t_prompt.is_formal(checkpoint)
+    words = None if instruction is None else gr00t_prompt.instructed(checkpoint, instruction, formal=formal)
+    log.info("GR00T is told: %s", instruction or "perform the task (gr00t.instruction is null)")
+    if version == "n1.5":
+        return _n15(checkpoint, words or gr00t_prompt.UNTOLD[formal])
+    return _n17(checkpoint, words, formal)
 
 
-def _n17(checkpoint: Path | None, size: str) -> Gr00tModel:
+def _n17(checkpoint: Path, words: tuple[int, ...] | None, formal: bool) -> Gr00tModel:
+    from lerobot.policies.groot.groot_n1_7 import GR00TN17
+
+    model = GR00TN17.from_pretrained(str(checkpoint), load_backbone_weights=False, local_files_only=True)
+    return _told(model, words, formal)
+
+
+def _n17_random(size: str) -> Gr00tModel:
     from lerobot.policies.groot.groot_n1_7 import GR00TN17, GR00TN17Config
 
-    if checkpoint is not None:
-        model = GR00TN17.from_pretrained(str(checkpoint), load_backbone_weights=False, local_files_only=True)
-        prompt = _prompt(checkpoint)
-    elif size == "tiny":
-        with tempfile.TemporaryDirectory(prefix="qwen3vl-") as folder:
-            _reduced_backbone(folder)
-            cfg = GR00TN17Config(**REDUCED_HEAD, model_name=folder)
-            model, prompt = GR00TN17(cfg, load_backbone_weights=False), PROMPT
-    else:
-        model, prompt = GR00TN17(GR00TN17Config(), load_backbone_weights=False), PROMPT
-    return Gr00tModel(model, prompt, int(model.backbone.model.config.image_token_id))
+    if size != "tiny":
+        return _told(GR00TN17(GR00TN17Config(), load_backbone_weights=False))
+    with tempfile.TemporaryDirectory(prefix="qwen3vl-") as folder:
+        _reduced_backbone(folder)
+        return _told(GR00TN17(GR00TN17Config(**REDUCED_HEAD, model_name=folder), load_backbone_weights=False))
+
+
+def _told(model: Any, words: tuple[int, ...] | None = None, formal: bool = True) -> Gr00tModel:
+    config = model.backbone.model.config
+    vision = config.vision_start_token_id, config.vision_end_token_id
+    prompt = gr00t_prompt.of_backbone(config.text_config.vocab_size, vision, words, formal=formal)
+    return Gr00tModel(model, prompt, int(config.image_token_id))
 
 
 def _reduced_backbone(folder: str) -> None:
@@ -106,15 +122,6 @@ def _reduced_backbone(folder: str) -> None:
     ).save_pretrained(folder)  # fmt: skip
 
 
-def _prompt(checkpoint: Path) -> tuple[int, ...]:
-    """Token ids of the instruction, from prompt_ids.json beside the weights where the owner of the run put one."""
-    path = checkpoint / "prompt_ids.json"
-    if not path.is_file():
-        log.warning("no %s: the model gets a placeholder instruction; write the token ids of yours there", path)
-        return PROMPT
-    return tuple(int(i) for i in json.loads(path.read_text(encoding="utf-8")))
-
-
 class Gr00tN15(Gr00tModel):
     """N1.5: learned tokens between state and actions, another backbone, no masks in the transformer. NOT RUN."""
 
@@ -126,7 +133,7 @@ class Gr00tN15(Gr00tModel):
     def encode(self, pictures: list[Tensor], device: torch.device) -> Context:
         pictures = pictures or [torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8, device=device)]
         batch = len(pictures[0])
-        words = torch.tensor(self.prompt, device=device).expand(batch, -1)
+        words = torch.tensor(self.prompt.words, device=device).expand(batch, -1)
         count = self.model.backbone.eagle_model.num_image_token
         slots = torch.full((batch, count * len(pictures)), self.image_token, device=device)
         ids = torch.cat([slots, words], 1)
@@ -152,8 +159,8 @@ class Gr00tN15(Gr00tModel):
         return -self.head.action_decoder(out, embodiment_B)[:, -x_BQA.shape[1] :].float()
 
 
-def _n15(checkpoint: Path) -> Gr00tModel:
+def _n15(checkpoint: Path, words: tuple[int, ...]) -> Gr00tModel:
     from lerobot.policies.groot.groot_n1 import GR00TN15  # type: ignore[import-not-found,unused-ignore]
 
     model = GR00TN15.from_pretrained(str(checkpoint), tune_visual=False, tune_llm=False, local_files_only=True)
-    return Gr00tN15(model, _prompt(checkpoint), int(model.backbone.eagle_model.image_token_index))
+    return Gr00tN15(model, Prompt(words), int(model.backbone.eagle_model.image_token_index))

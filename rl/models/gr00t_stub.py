@@ -130,18 +130,24 @@ class Backbone(nn.Module):
         ids, valid = inputs["input_ids"], inputs["attention_mask"] == 1
         x, pictured = self.embed_tokens(ids), ids == self.image_token
         if inputs["pixel_values"].numel():
-            count = len(inputs["image_grid_thw"])
-            patches = self.patch_embed(inputs["pixel_values"]).unflatten(0, (count, -1))
-            every = torch.ones(patches.shape[:2], dtype=torch.bool, device=ids.device)
-            mask = full_mask(every, every)
-            for layer in self.visual:
-                patches = layer(patches, mask)
-            merged = self.merger(patches.unflatten(1, (-1, 4)).flatten(2)).flatten(0, 1)
-            x = x.masked_scatter(pictured[..., None], merged.to(x.dtype))
+            x = x.masked_scatter(pictured[..., None], self._see(inputs).to(x.dtype))
         mask = causal_mask(valid)
         for layer in self.layers:
             x = layer(x, mask)
         return {"backbone_features": x, "backbone_attention_mask": valid, "image_mask": pictured}
+
+    def _see(self, inputs: dict[str, Tensor]) -> Tensor:
+        """(tokens, W) of the pictures one after another; patches see those of their own picture."""
+        sizes = inputs["image_grid_thw"].prod(-1).tolist()
+        split = self.patch_embed(inputs["pixel_values"]).split(sizes)
+        patches = nn.utils.rnn.pad_sequence(list(split), batch_first=True)
+        place = torch.arange(patches.shape[1], device=patches.device)
+        own = place < torch.tensor(sizes, device=patches.device)[:, None]
+        mask = full_mask(own, own)
+        for layer in self.visual:
+            patches = layer(patches, mask)
+        merged: Tensor = self.merger(patches.unflatten(1, (-1, 4)).flatten(2))
+        return merged[own[:, ::4]]
 
 
 class PerEmbodiment(nn.Module):

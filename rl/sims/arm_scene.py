@@ -6,9 +6,9 @@ import sapien
 
 from rl.sims import rendering
 from rl.sims.panda_robot import GRIPPER_RANGE, load_panda
+from rl.types import ARM_CAMERAS
 
 UInt8Array = npt.NDArray[np.uint8]
-CAMERAS = ("front", "side", "top")
 EYES = {"front": (1.9, 0.0, 0.9), "side": (0.0, -1.9, 0.9), "top": (-0.02, 0.0, 2.3)}
 LOOK_AT = (0.0, 0.0, 0.3)
 FIELD_OF_VIEW = 0.8  # rad; shows every target and the arm
@@ -18,7 +18,7 @@ FLOOR_COLOR = (0.25, 0.3, 0.35, 1.0)
 
 
 class ArmScene:
-    """A Panda on a floor and a red ball at the target, seen by `CAMERAS`."""
+    """A Panda on a floor and a red ball at the target, seen by `ARM_CAMERAS`."""
 
     def __init__(self, image_size: int, gpu: int | None = None) -> None:
         """`gpu`: CUDA ordinal to draw on, None for the software renderer. Raises ValueError when nothing can draw and
@@ -35,7 +35,7 @@ class ArmScene:
         glowing.emission = list(TARGET_COLOR)
         self._target = _add_shape(self._scene, sapien.render.RenderShapeSphere(TARGET_SIZE, glowing), [0, 0, 0])
         self._cameras = []
-        for name in CAMERAS:
+        for name in ARM_CAMERAS:
             camera = self._scene.add_camera(name, image_size, image_size, FIELD_OF_VIEW, 0.05, 10.0)
             camera.local_pose = rendering.look_at(EYES[name], LOOK_AT)
             self._cameras.append(camera)

@@ -84,7 +84,8 @@ def activations(policy: GR00TActorCritic, cfg: Config, rows: int) -> int:
     g, model = cfg.gr00t, policy.model
     if not g.stages:
         return 0
-    blocks, tokens = attentions(model, "dit"), len(policy.pictures) * PICTURE_TOKENS + len(model.prompt)
+    cameras, blocks = len(policy.pictures), attentions(model, "dit")
+    tokens = cameras * PICTURE_TOKENS + model.prompt.text(max(cameras, 1))  # without a camera it sees a black picture
     chunk = rows * (model.horizon + 1) * blocks * KEPT_WIDTHS * model.state_width
     seen = rows * tokens * (blocks // 2) * 2 * model.state_width  # keys and values of the context
     numbers = chunk + seen

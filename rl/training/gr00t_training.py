@@ -60,7 +60,7 @@ def load_gr00t(cfg: Config, env: VectorEnv) -> GR00TActorCritic:
         model = gr00t_backend.stub(g.size)
     else:
         try:
-            model = gr00t_real.load(g.backend, folder, g.size)
+            model = gr00t_real.load(g.backend, folder, g.size, g.instruction)
         except (OSError, RuntimeError, SafetensorError) as e:  # the latter two: tensors that do not fit, cut files
             if folder is None:
                 raise
@@ -75,6 +75,8 @@ def load_gr00t(cfg: Config, env: VectorEnv) -> GR00TActorCritic:
             "gr00t.embodiment"
         )
     policy = GR00TActorCritic(model, env.observation_space, env.action_space, g, robot)
+    seen = ", ".join(camera.name or "picture" for camera in policy.pictures)
+    log.info("GR00T sees, in this order: %s", seen or "no camera, but a black picture")
     if folder is not None:
         policy.refer_to(gr00t_weights.fingerprint(folder))
     return policy

@@ -10,6 +10,7 @@ from rl.envs.arm_reach import HORIZON, JOINTS, TARGET, ArmReach
 from rl.envs.arm_reach_physics import ArmReachPhysics
 from rl.envs.vision_arm_reach import VisionArmReach
 from rl.models.actor_critic import ActorCritic
+from rl.models.gr00t_observation import observed
 
 
 def actions(count: int, seed: int) -> torch.Tensor:
@@ -68,6 +69,18 @@ def test_the_cameras_see_the_same_task_and_hide_the_target_from_the_numbers() ->
         assert torch.equal(step.reward, expected.reward)
         assert torch.equal(step.observation["state"], expected.observation[:, :17])
         assert vision.observation_space.contains({k: v[0].numpy() for k, v in step.observation.items()})
+    vision.close()
+
+
+def test_gr00t_is_shown_each_camera_of_the_newest_frame_by_name() -> None:
+    vision = VisionArmReach(2, image_size=64, frame_stack=3)
+    vision.reset(7)
+    seen = vision.step(actions(2, 0)).observation
+    assert isinstance(seen, dict)
+    frames = seen["pixels"].view(2, 3, 3, 3, 64, 64)  # rows, frames, cameras, colours
+    _, pictures, _ = observed(vision.observation_space)
+    assert [camera.name for camera in pictures] == ["front", "side", "top"]
+    assert all(torch.equal(camera.of(seen), frames[:, -1, i]) for i, camera in enumerate(pictures))
     vision.close()
 
 

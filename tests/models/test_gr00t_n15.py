@@ -18,6 +18,7 @@ from rl.config import GR00TConfig
 from rl.models import gr00t_real
 from rl.models.gr00t import GR00TActorCritic, language_layers
 from rl.models.gr00t_backend import part_of
+from rl.models.gr00t_prompt import Prompt
 from rl.models.gr00t_real import Gr00tN15
 from rl.models.gr00t_stub import TINY, ActionHead, waves
 
@@ -91,7 +92,7 @@ class FakeN15(nn.Module):
 
 def policy(space: gym.Space[Any], **settings: Any) -> GR00TActorCritic:
     torch.manual_seed(0)
-    model = Gr00tN15(FakeN15(), (2, 3), Eagle.image_token_index)
+    model = Gr00tN15(FakeN15(), Prompt((2, 3)), Eagle.image_token_index)
     return GR00TActorCritic(model, space, ACTION, GR00TConfig(backend="n1.5", **settings))
 
 
@@ -135,9 +136,9 @@ def test_its_weights_are_looked_for_on_this_machine_only(tmp_path: Path, monkeyp
     for name in ("lerobot", "lerobot.policies", "lerobot.policies.groot"):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    model = gr00t_real._n15(tmp_path)
+    model = gr00t_real._n15(tmp_path, (7, 8))
     assert (asked["path"], asked["local_files_only"]) == (str(tmp_path), True)
-    assert model.image_token == Eagle.image_token_index
+    assert (model.image_token, model.prompt.words) == (Eagle.image_token_index, (7, 8))
 
 
 def test_another_release_of_lerobot_is_refused_with_the_way_to_get_the_right_one(

@@ -296,7 +296,7 @@ class TestSettings:
         monkeypatch.chdir(tmp_path)
         given = []
 
-        def load_model(version: str, checkpoint: Path | None, size: str) -> Gr00tModel:
+        def load_model(version: str, checkpoint: Path | None, size: str, instruction: str | None) -> Gr00tModel:
             given.append(checkpoint)
             if fails is not None:
                 raise fails
