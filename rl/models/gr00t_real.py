@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rl.models import gr00t_prompt
 from rl.models.gr00t_backend import Context, Gr00tModel
 from rl.models.gr00t_prompt import Prompt
-from rl.models.gr00t_weights import check_config
+from rl.models.gr00t_weights import check_config, refuse_missing
 
 log = logging.getLogger(__name__)
 SIDE = 224  # of a picture of N1.5
@@ -88,9 +88,17 @@ def load(version: str, checkpoint: Path | None, size: str, instruction: str | No
 
 
 def _n17(checkpoint: Path, words: tuple[int, ...] | None, formal: bool) -> Gr00tModel:
+    """Raises ValueError where the checkpoint lacks weights, which the library would draw at random."""
     from lerobot.policies.groot.groot_n1_7 import GR00TN17
 
-    model = GR00TN17.from_pretrained(str(checkpoint), load_backbone_weights=False, local_files_only=True)
+    # LeRobot's own `from_pretrained` may fetch from the hub and does not pass on what transformers missed.
+    model, found = super(GR00TN17, GR00TN17).from_pretrained(
+        str(checkpoint), load_backbone_weights=False, local_files_only=True, output_loading_info=True,
+        transformers_loading_kwargs={"local_files_only": True},
+    )  # fmt: skip
+    unused = "backbone.model.lm_head.weight"  # tied to the embeddings, so that no checkpoint holds it
+    refuse_missing(checkpoint, set(found["missing_keys"]) - {unused})
+    model.backbone.model.lm_head.weight = model.backbone.language_model.embed_tokens.weight
     return _told(model, words, formal)
 
 

@@ -3,9 +3,11 @@
 import hashlib
 import json
 import struct
+from collections.abc import Iterable
 from pathlib import Path
 
 PARTS = ("backbone.", "action_head.")  # what the names of a whole model's tensors begin with
+NAMED = 3  # missing weights that a complaint names
 
 
 def check_weights(folder: Path) -> None:
@@ -25,6 +27,17 @@ def check_weights(folder: Path) -> None:
         raise ValueError(
             f"gr00t.checkpoint {folder}: its *.safetensors lack {len(absent)} weights, {absent[0]} for one; take the "
             "checkpoint's whole directory"
+        )
+
+
+def refuse_missing(folder: Path, names: Iterable[str]) -> None:
+    """Raises ValueError naming the first of the weights that a model needed and did not find."""
+    missing = sorted(names)
+    if missing:
+        shown = ", ".join(missing[:NAMED]) + (", ..." if len(missing) > NAMED else "")
+        raise ValueError(
+            f"gr00t.checkpoint {folder}: its *.safetensors lack {len(missing)} weights of the model that its "
+            f"config.json describes: {shown}; take the checkpoint's whole directory"
         )
 
 

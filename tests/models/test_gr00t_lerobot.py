@@ -1,6 +1,7 @@
-"""N1.7's prompt against LeRobot itself: `bash tests/run.sh gr00t`, in whose environment it is installed."""
+"""N1.7's prompt and weights against LeRobot itself: `bash tests/run.sh gr00t`, in whose environment it is installed."""
 
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("lerobot", reason="LeRobot is in an environment of its own: bash tests/run.sh gr00t")
+
+from safetensors.torch import load_file, save_file
 
 from rl.models import gr00t_real
 from rl.models.gr00t_backend import Gr00tModel, patchify
@@ -74,3 +77,56 @@ def test_prompt_and_pictures_are_those_that_lerobot_gives_the_backbone() -> None
     assert given["image_grid_thw"].tolist() == expected["image_grid_thw"].tolist()
     assert torch.allclose(given["pixel_values"], expected["pixel_values"], atol=1e-5)
     assert patchify(cameras[0])[1] == [1, 4, 6]
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A reduced N1.7 in one file, without an index, saved by the library."""
+    from lerobot.policies.groot.groot_n1_7 import GR00TN17, GR00TN17Config
+
+    gr00t_real._reduced_backbone(str(tmp_path / "backbone"))
+    config = GR00TN17Config(**gr00t_real.REDUCED_HEAD, model_name=str(tmp_path / "backbone"))
+    torch.manual_seed(0)
+    GR00TN17(config, load_backbone_weights=False).save_pretrained(tmp_path / "released")
+    return tmp_path / "released"
+
+
+def without(folder: Path, *names: str) -> int:
+    """Takes weights out of the file; returns how many were there before."""
+    weights = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if k not in names}, folder / "model.safetensors", {"format": "pt"})
+    return len(weights)
+
+
+def test_a_checkpoint_as_the_library_saves_it_is_whole_without_its_tied_head(checkpoint: Path) -> None:
+    assert not (checkpoint / "model.safetensors.index.json").exists()
+    saved = load_file(checkpoint / "model.safetensors")
+    model = gr00t_real.load("n1.7", checkpoint, "tiny").model
+    own = model.state_dict()
+    assert own.keys() - saved.keys() == {"backbone.model.lm_head.weight"}
+    assert model.backbone.model.lm_head.weight is model.backbone.language_model.embed_tokens.weight
+    assert all(torch.equal(own[name].float(), weight.float()) for name, weight in saved.items())
+
+
+def test_a_single_missing_weight_is_refused_by_name(checkpoint: Path) -> None:
+    without(checkpoint, "action_head.vlln.weight")
+    with pytest.raises(ValueError, match=r"lack 1 weights of the model .*: action_head\.vlln\.weight; take the"):
+        gr00t_real.load("n1.7", checkpoint, "tiny")
+
+
+def test_of_many_missing_weights_the_first_and_their_number_are_named(checkpoint: Path) -> None:
+    layer = "backbone.model.model.language_model.layers.0.mlp."
+    names = [f"{layer}{n}.weight" for n in ("down_proj", "gate_proj", "up_proj")]
+    without(checkpoint, *names, "action_head.vlln.bias", "action_head.vlln.weight")
+    said = rf"lack 5 weights .*: action_head\.vlln\.bias, action_head\.vlln\.weight, {names[0]}, \.\.\.; take"
+    with pytest.raises(ValueError, match=said.replace(layer, layer.replace(".", r"\."))):
+        gr00t_real.load("n1.7", checkpoint, "tiny")
+
+
+def test_missing_embeddings_are_missed_though_the_head_is_tied_to_them(checkpoint: Path) -> None:
+    without(checkpoint, "backbone.model.model.language_model.embed_tokens.weight")
+    with pytest.raises(ValueError, match=r"language_model\.embed_tokens\.weight"):
+        gr00t_real.load("n1.7", checkpoint, "tiny")
