@@ -22,15 +22,16 @@ from rl.envs.arm_reach import ArmReach
 from rl.models import gr00t_backend, gr00t_checkpoint, gr00t_real
 from rl.models.actor_critic import ActorCritic
 from rl.models.gr00t import GR00TActorCritic
-from rl.models.gr00t_backend import Gr00tModel
+from rl.models.gr00t_backend import Gr00tModel, part_of
 from rl.training import gr00t_memory, gr00t_training, policies
 from rl.training.gr00t_training import Stages, make_policy, make_policy_optimizer
 from rl.training.on_policy_phase import OnPolicyPhase
 from rl.training.parallel_utils import ParallelContext
 from rl.training.policy_evaluation import Policy, evaluate
+from rl.types import PictureSpace
 from tests.helpers.autograd_memory import kept_bytes
 from tests.models.gr00t_files import write_weights
-from tests.training.point_env import PointEnv
+from tests.training.point_env import PicturePointEnv, PointEnv
 from tests.training.policy_runs import arm, lines, rl
 
 BACKEND = os.environ.get("GR00T_BACKEND", "stub")
@@ -76,6 +77,19 @@ def test_with_a_learning_rate_of_zero_the_ratio_is_one() -> None:
     found = p.update(1.0)
     assert abs(found["approx_kl"]) < 1e-5
     assert found["clip_fraction"] == 0
+
+
+def test_a_rollout_seen_by_two_cameras_is_trained_on() -> None:
+    cfg, env = config("gr00t.stages=[projector,backbone]", "gr00t.unfreeze_at=[0,0]"), PicturePointEnv(4)
+    env.observation_space["pixels"] = PictureSpace(("left", "right"), 1, 36, 36)
+    p = OnPolicyPhase(cfg, env, ParallelContext.create(cfg.training), 1, unit="iteration")
+    assert [camera.name for camera in p.policy.pictures] == ["left", "right"]
+    before = {n: w.detach().clone() for n, w in p.policy.model.named_parameters()}
+    p.collect(0)
+    found = p.update(1.0)  # refuses where acting and training disagree
+    moved = {part_of(n) for n, w in p.policy.model.named_parameters() if not torch.equal(w, before[n])}
+    assert moved == {"projector", "backbone"}
+    assert all(np.isfinite(v) for k, v in found.items() if "loss" in k)
 
 
 @pytest.mark.slow
