@@ -26,6 +26,7 @@ from rl.models.gr00t import GR00TActorCritic
 from rl.training import gr00t_memory
 
 log = logging.getLogger(__name__)
+NOT_NOTED = ""  # the base of a best_model.pt that an earlier version wrote
 ROWS = 256  # of one pass when log-probabilities are computed again
 # By how much a decision's log-probability may differ between acting and training: rows go through in other numbers.
 LOGP_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.5}
@@ -139,12 +140,45 @@ class Stages:
         return {"stage": self.policy.stage, "ages": list(self.ages), "base": self.policy.base}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Before the optimizer's own state is loaded. Raises ValueError for another base."""
-        if state["base"] != self.policy.base:
-            raise ValueError("the run was started from another GR00T checkpoint; give the same gr00t.checkpoint")
+        """Before the optimizer's own state is loaded; `check_base` comes first."""
         for stage in range(self.policy.stage + 1, state["stage"] + 1):
             self._begin(stage)
         self.ages = list(state["ages"])
+
+
+def base_of(policy: nn.Module) -> str | None:
+    """sha256 of the released weights of which the policy's state dict holds what is trained only; None without any."""
+    return policy.base if isinstance(policy, GR00TActorCritic) else None
+
+
+def noted_base(training: dict[str, Any]) -> str | None:
+    """The same of the run whose training_state.pt this is."""
+    found: str | None = training.get("gr00t", {}).get("base")
+    return found
+
+
+def check_base(policy: nn.Module, noted: str | None, source: str) -> None:
+    """Raises ValueError where the weights in `source` were trained on another base than the policy's.
+
+    `noted`: sha256 of theirs, None for none, NOT_NOTED where the file does not say.
+    """
+    own = base_of(policy)
+    if own == noted or (own is None and noted == NOT_NOTED):
+        return
+    if noted == NOT_NOTED:
+        raise ValueError(
+            f"{source} does not say on which GR00T weights it was trained (an earlier version wrote it); name a "
+            "checkpoint-N of the run instead"
+        )
+    if noted is None:
+        raise ValueError(f"{source} was trained without released GR00T weights; leave gr00t.checkpoint out")
+    folder = policy.cfg.checkpoint if isinstance(policy, GR00TActorCritic) else None
+    if own is None:
+        raise ValueError(f"{source} was trained on GR00T weights with sha256 {noted}; name them with gr00t.checkpoint")
+    raise ValueError(
+        f"{source} was trained on GR00T weights with sha256 {noted}, those of gr00t.checkpoint {folder} have {own}; "
+        f"put the weights it was trained on back at {folder}"
+    )
 
 
 def check_likelihood(policy: GR00TActorCritic, batch: Batch) -> None:

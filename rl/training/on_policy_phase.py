@@ -16,7 +16,7 @@ from rl.models.distributions import Gaussian
 from rl.models.gr00t import GR00TActorCritic
 from rl.training.checkpoint import CheckpointState, LoadedCheckpoint
 from rl.training.errors import NumericalError
-from rl.training.gr00t_training import Stages, make_policy, make_policy_optimizer
+from rl.training.gr00t_training import Stages, check_base, make_policy, make_policy_optimizer, noted_base
 from rl.training.parallel_utils import ParallelContext
 from rl.training.seeds import seed_for
 from rl.training.vector_phase import VectorPhase
@@ -119,7 +119,8 @@ class OnPolicyPhase(VectorPhase):
         return self._with_environments(state)
 
     def restore(self, saved: LoadedCheckpoint) -> None:
-        """Raises ValueError for a checkpoint of another algorithm or architecture."""
+        """Raises ValueError for a checkpoint of another algorithm, architecture or GR00T's base."""
+        check_base(self.policy, noted_base(saved.training), str(saved.saved.path))
         self._restore_networks(saved)
         if self.stages is not None:
             self.stages.load_state_dict(saved.training["gr00t"])

@@ -18,6 +18,7 @@ from rl.training import cli, policies, policy_export, provenance
 from rl.training.atomic_io import write_atomic
 from rl.training.checkpoint import load_plain, open_checkpoint
 from rl.training.gpu import setup_sapien_gpu
+from rl.training.gr00t_training import NOT_NOTED, noted_base
 from rl.training.logging_setup import setup_logging
 from rl.training.media import save_video
 from rl.training.parallel_utils import ParallelContext
@@ -38,6 +39,7 @@ class Source:
     origin: dict[str, Any]  # run, algorithm, task; of Isaac Lab's tasks also robots
     model: dict[str, torch.Tensor]
     statistics: dict[str, Any]
+    base: str | None  # sha256 of the released GR00T weights that belong to `model`
 
 
 def find(path: Path | None) -> Source:
@@ -49,7 +51,8 @@ def find(path: Path | None) -> Source:
         saved = load_plain(path)
         if not isinstance(saved, dict) or "algorithm" not in saved:
             raise ValueError(f"{path} is not the best model of a run of train.sh arm or train.sh rl")
-        return Source(path.parent, path.name, saved, saved["model"], saved["statistics"])
+        base = saved.get("base", NOT_NOTED)
+        return Source(path.parent, path.name, saved, saved["model"], saved["statistics"], base)
     checkpoint = open_checkpoint(path)
     training = checkpoint.read("training_state.pt")
     if "policy_run" not in training:
@@ -58,7 +61,7 @@ def find(path: Path | None) -> Source:
     on_policy = rl_config.BLOCKS[origin["algorithm"]] == "ppo"  # the others keep their statistics in the model
     return Source(
         checkpoint.path.parent, checkpoint.path.name, origin, checkpoint.read("model.pt"),
-        training["statistics"] if on_policy else {},
+        training["statistics"] if on_policy else {}, noted_base(training),
     )  # fmt: skip
 
 
@@ -96,7 +99,7 @@ def play(args: cli.Args) -> dict[str, Any]:
         if isinstance(env, IsaacLabEnv):
             env.compare_robots(source.origin.get("robots"))
         phase = policies.build_phase(config, run, env, ctx, total=1)
-        policies.load_weights(phase, source.model, source.statistics, str(source.folder / source.name))
+        policies.load_weights(phase, source.model, source.statistics, source.base, str(source.folder / source.name))
         numbers = _act(config, phase, env, source)
         if options.export:
             numbers["export"] = policy_export.export(policies.exportable(phase), env, source.folder / "export")

@@ -13,6 +13,7 @@ from rl.envs import registry
 from rl.envs.registry import TaskOptions
 from rl.envs.vector import VectorEnv
 from rl.training.checkpoint import load_strict
+from rl.training.gr00t_training import base_of, check_base
 from rl.training.off_policy_phase import GreedyPolicy, OffPolicyPhase
 from rl.training.on_policy_phase import OnPolicyPhase
 from rl.training.parallel_utils import ParallelContext, local_processes
@@ -129,15 +130,19 @@ def generator_of(phase: AlgorithmPhase) -> torch.Generator | None:
 
 
 def weights(phase: AlgorithmPhase) -> dict[str, Any]:
-    """What `load_weights` needs to act again: parameters and statistics of normalisers."""
+    """What `load_weights` needs to act again: parameters, statistics of normalisers, GR00T's base (sha256)."""
     if isinstance(phase, OnPolicyPhase):
-        return {"model": phase.policy.state_dict(), "statistics": phase.actor.statistics()}
-    return {"model": phase.learner.networks.state_dict(), "statistics": {}}
+        model, statistics = phase.policy.state_dict(), phase.actor.statistics()
+        return {"model": model, "statistics": statistics, "base": base_of(phase.policy)}
+    return {"model": phase.learner.networks.state_dict(), "statistics": {}, "base": None}
 
 
-def load_weights(phase: AlgorithmPhase, model: dict[str, Tensor], statistics: dict[str, Any], source: str) -> None:
-    """Raises ValueError for another architecture."""
+def load_weights(
+    phase: AlgorithmPhase, model: dict[str, Tensor], statistics: dict[str, Any], base: str | None, source: str
+) -> None:
+    """Raises ValueError for another architecture, and for another base (`gr00t_training.check_base`)."""
     if isinstance(phase, OnPolicyPhase):
+        check_base(phase.policy, base, source)
         load_strict(phase.policy, model, source)
         phase.actor.load_statistics(statistics)
     else:

@@ -218,9 +218,9 @@ class TestStages:
         assert [len(g["params"]) for g in q.ppo.optimizer.param_groups] == [
             len(g["params"]) for g in p.ppo.optimizer.param_groups
         ]
-        other = p.stages.state_dict() | {"base": "another"}
-        with pytest.raises(ValueError, match="another GR00T checkpoint"):
-            q.stages.load_state_dict(other)
+        assert p.stages.state_dict()["base"] is None
+        with pytest.raises(ValueError, match=r"checkpoint-1 was trained on GR00T weights with sha256 another; name"):
+            gr00t_training.check_base(q.policy, "another", "checkpoint-1")
 
     def test_later_stages_do_not_go_with_several_processes(self) -> None:
         cfg = config("gr00t.stages=[projector,dit]", "gr00t.unfreeze_at=[0,0.5]")
