@@ -42,10 +42,13 @@ class Parallel(Protocol):
 
     world_size: int
 
+    @property
+    def scaled(self) -> bool: ...  # losses are, for the gradients of fp16
     def autocast(self) -> AbstractContextManager[Any]: ...
     def accumulate(self, model: nn.Module) -> AbstractContextManager[Any]: ...
     def backward(self, loss: Tensor) -> None: ...
     def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor: ...
+    def overflowed(self, norm: Tensor) -> Tensor: ...
     def total(self, vector: Tensor) -> Tensor: ...
 
 
@@ -63,6 +66,7 @@ class SingleProcess:
     """`Parallel` of one process without a launcher, in full precision."""
 
     world_size = 1
+    scaled = False
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext()
@@ -75,6 +79,9 @@ class SingleProcess:
 
     def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
         return clip_grad_norm(parameters, max_norm)
+
+    def overflowed(self, norm: Tensor) -> Tensor:
+        return torch.zeros_like(norm)
 
     def total(self, vector: Tensor) -> Tensor:
         return vector
@@ -117,6 +124,7 @@ class PPO:
         self.learning_rate = cfg.learning_rate
         self.last: Minibatch | None = None
         self._clipped: tuple[list[nn.Parameter], list[nn.Parameter]] | None = None
+        self._skipped: Tensor | None = None  # steps of an update in which the scaled loss of fp16 overflowed
         self._total: L.Total = L.own if parallel.world_size == 1 else parallel.total
         self._loss: Callable[..., tuple[Tensor, Tensor]] = self._losses
         if cfg.compile:
@@ -136,6 +144,7 @@ class PPO:
         trained = [p for p in self.policy.parameters() if p.requires_grad]
         before = [p.detach().clone() for p in trained]
         self._clipped = None
+        self._skipped = torch.zeros((), device=batch.logp.device) if self.parallel.scaled else None
         sums, updates, stopped = torch.zeros(len(STATISTICS), device=batch.logp.device), 0, False
         scale = batch.scale
         for epoch in self._epochs(batch):
@@ -156,6 +165,11 @@ class PPO:
                     p.copy_(old)
             raise FloatingPointError(f"loss, statistics and gradient norm of the update are {values}")
         line = dict(zip(STATISTICS, values, strict=True))
+        steps = float(updates)
+        if self._skipped is not None:
+            line["skipped_steps"] = float(self._skipped)
+            steps -= line["skipped_steps"]
+            line["grad_norm"] *= updates / max(steps, 1.0)
         if self.cfg.schedule is not LearningRate.adaptive_kl:
             del line["analytic_kl"]
         if not self.cfg.network.estimator:
@@ -164,7 +178,7 @@ class PPO:
         explained = L.explained_variance(batch.values.flatten(), batch.returns.flatten(), weights)
         return {
             **line, "explained_variance": float(explained), "learning_rate": self.learning_rate,
-            "clip_range": float(clip), "optimizer_steps": float(updates),
+            "clip_range": float(clip), "optimizer_steps": steps,
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -246,7 +260,7 @@ class PPO:
                     continue
                 go_on = self._go_on(stats)
                 if go_on:
-                    norm = self._clip_gradients()
+                    norm = self._leave_out_overflow(self._clip_gradients())
                     self.optimizer.step()
                 self.optimizer.zero_grad()
         if not go_on:
@@ -310,6 +324,14 @@ class PPO:
         return [
             m._replace(observation=tree_index(m.observation, i), **{k: x[i] for k, x in flat.items()}) for i in pieces
         ]
+
+    def _leave_out_overflow(self, norm: Tensor) -> Tensor:
+        """The norm for the statistics: 0 where the scale of fp16 was too large, a step that its optimizer skips."""
+        if self._skipped is None:
+            return norm
+        overflowed = self.parallel.overflowed(norm)
+        self._skipped += overflowed
+        return torch.where(overflowed > 0, 0.0, norm)
 
     def _clip_gradients(self) -> Tensor:
         """Norm before clipping; of separately clipped parts the root of the sum of squares."""

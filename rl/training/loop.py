@@ -116,6 +116,9 @@ class Loop:
 
     def restore(self, saved: LoadedCheckpoint) -> None:
         self.phase.restore(saved)
+        precision = saved.training.get("precision")  # None or empty: of an earlier version, or another precision
+        if precision and self.ctx.scaled:
+            self.ctx.load_precision_state(precision)
         self.state = LoopState(**saved.training["loop"])
         self.history.extend(saved.training["metrics_history"])
         self.saved_at = saved.step
@@ -235,7 +238,8 @@ class Loop:
         with self.ctx.whole():
             state = self.phase.checkpoint()
             state.model, state.training = self.ctx.gathered(state.model), self.ctx.gathered(state.training)
-        state.training = {**state.training, "loop": {**vars(s)}, "metrics_history": list(self.history)}
+        own = {"loop": {**vars(s)}, "metrics_history": list(self.history), "precision": self.ctx.precision_state()}
+        state.training = {**state.training, **own}
         state.metrics = dict(self.history[-1]) if self.history else {}
         state.per_rank = {**state.per_rank, "rng": rng.capture(self.ctx.device)}
         # A run stopped within this iteration left a checkpoint of the same number; this one has more updates.

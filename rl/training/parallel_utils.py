@@ -239,6 +239,19 @@ class ParallelContext:
         whole_norm: torch.Tensor = sharding.gathered(norm)
         return whole_norm
 
+    @property
+    def scaled(self) -> bool:
+        """Losses are scaled for the half-precision gradients of fp16."""
+        return self.accelerator.scaler is not None
+
+    def overflowed(self, norm: torch.Tensor) -> torch.Tensor:
+        """1.0 where a gradient norm, as `clip_grad_norm` gave it, is not finite and the scale of fp16 may be why: the
+        coming step then changes nothing and lowers the scale. Else 0.0, also at a scale of 1 and below."""
+        scaler = self.accelerator.scaler
+        if scaler is None:
+            return torch.zeros_like(norm)
+        return ((scaler.scale(torch.ones_like(norm)) > 1) & ~norm.isfinite()).float()
+
     def precision_state(self) -> dict[str, Any]:
         """State of the gradient scaler of fp16 (empty for other precisions), for the checkpoint."""
         scaler = self.accelerator.scaler

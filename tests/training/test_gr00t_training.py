@@ -40,7 +40,7 @@ STAGED = [*STUB, "gr00t.stages=[projector,dit]", "gr00t.unfreeze_at=[0,0.5]", "g
 
 
 def config(*overrides: str) -> Config:
-    return load(None, [*STUB, "training.device=cpu", *overrides])
+    return load(None, [*STUB, "training.device=cpu", "training.num_threads=1", *overrides])
 
 
 def phase(cfg: Config, total: int = 10) -> OnPolicyPhase:
