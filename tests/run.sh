@@ -4,9 +4,28 @@
 #   bash tests/run.sh --slow       the slow ones too
 #   bash tests/run.sh isaaclab     what needs the real Isaac Lab (bash setup.sh isaaclab), and the core on its versions
 #   bash tests/run.sh gr00t        the tests of GR00T on LeRobot's N1.7 (bash setup.sh gr00t)
+#   bash tests/run.sh PART ARGS... of isaaclab and gr00t: other files instead, or flags as well: gr00t --slow -k learns
 #   bash tests/run.sh ARGS...      only pytest, with these arguments: bash tests/run.sh tests/envs -k history
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# part NAME FLAGS_AND_FILES... -- FILES...: pytest in the environment of a part; files that are named take the place of
+# the part's FILES, flags alone (--slow, -k history) are added to them.
+part() {
+    local name="$1" python=".venv-$1/bin/python" given=() named='' value=''
+    shift
+    while [[ "$1" != -- ]]; do
+        given+=("$1")
+        # What follows such a flag is its value, even where a file has that name.
+        [[ -n $value || $1 == -* || ! -e "${1%%::*}" ]] || named=yes
+        if [[ $1 =~ ^-[kmnpcWo]$ ]]; then value=yes; else value=''; fi
+        shift
+    done
+    shift
+    [[ -n $named ]] || given+=("$@")
+    export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
+    exec "$python" -m pytest "${given[@]}"
+}
 
 if [[ "${1:-}" == isaaclab ]]; then
     shift
@@ -14,24 +33,25 @@ if [[ "${1:-}" == isaaclab ]]; then
         echo "isaaclab: Isaac Lab is not installed: bash setup.sh isaaclab (Python 3.12, 9 GB), then this again" >&2
         exit 4
     fi
-    export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1
     core=(tests/sims/test_isaaclab.py tests/sims/test_isaaclab_launch.py tests/models tests/algorithms/test_ppo.py tests/algorithms/test_sac.py
         tests/algorithms/test_a2c.py tests/algorithms/test_diffusion.py tests/algorithms/test_compiled.py
         tests/algorithms/test_ppo_losses.py tests/algorithms/test_ppo_against_rsl_rl.py
         tests/data/test_free_memory.py tests/data/test_replay.py tests/data/test_returns.py tests/data/test_rollout.py
         tests/envs/test_arm_reach.py tests/training/test_gr00t_training.py tests/training/test_micro_batches.py
         tests/training/test_on_policy_phase.py tests/training/test_off_policy_phase.py)
-    exec .venv-isaaclab/bin/python -m pytest "${@:-tests/isaaclab}" $([[ $# -gt 0 ]] || echo "${core[@]}")
+    part isaaclab "$@" -- tests/isaaclab "${core[@]}"
 fi
 
 if [[ "${1:-}" == gr00t ]]; then
+    shift
     if [[ ! -f .venv-gr00t/.setup-stamp ]]; then
         echo "gr00t: LeRobot is not installed: bash setup.sh gr00t (Python 3.12, 8 GB), then this again" >&2
         exit 4
     fi
-    export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 HF_HUB_OFFLINE=1 GR00T_BACKEND=n1.7
-    exec .venv-gr00t/bin/python -m pytest tests/models/test_gr00t.py tests/models/test_gr00t_cameras.py tests/models/test_gr00t_checkpoint.py \
-        tests/models/test_gr00t_lerobot.py tests/models/test_gr00t_prompt.py tests/training/test_gr00t_training.py
+    export GR00T_BACKEND=n1.7
+    part gr00t "$@" -- tests/models/test_gr00t.py tests/models/test_gr00t_cameras.py tests/models/test_gr00t_checkpoint.py \
+        tests/models/test_gr00t_lerobot.py tests/models/test_gr00t_prompt.py tests/training/test_gr00t_training.py \
+        tests/training/test_gr00t_base.py tests/training/test_gr00t_half.py tests/training/test_gr00t_released.py
 fi
 
 # Without a Vulkan driver (exit 4 after the packages are in) everything that draws nothing can still be tested.

@@ -23,7 +23,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("base") / "released"
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gr00t_real, "load", lambda *_: gr00t_backend.stub("tiny"))
+        patch.setattr(gr00t_real, "load", lambda *_, **__: gr00t_backend.stub("tiny"))
         patch.setattr(gr00t_checkpoint, "read_embodiment", lambda *_: None)
         write_weights(folder / "model.safetensors", "backbone.x", "action_head.x")
         yield folder
