@@ -1,13 +1,14 @@
 """Does GR00T take the memory that is planned? `python -m benchmarks.gr00t_memory [--device cuda] [block.key=value]`.
 
 One rollout and one update of PPO with a full-size GR00T of random weights (bfloat16, frozen but for adapters in the
-diffusion transformer) on the robot that `train.sh plan gr00t` plans for: one camera, 32 numbers, 7 actions. What counts
+diffusion transformer) on a robot with one camera, 32 numbers and 7 actions. What counts
 is the most memory in use from after the weights were made: on a GPU of torch's allocator, on a CPU of the process,
-less what it had before. Writes docs/results/gr00t_memory_{cuda,cpu}.json.
+less what interpreter and libraries had before. Writes docs/results/gr00t_memory_{cuda,cpu}.json.
 """
 
 import argparse
 import dataclasses
+import importlib
 import shlex
 import sys
 import time
@@ -19,6 +20,7 @@ import torch
 from benchmarks.runs import NO_EPISODES, RESULTS, write
 from rl.config import load
 from rl.envs.vector import cannot_save
+from rl.models.gr00t import GR00TActorCritic
 from rl.training import gr00t_memory
 from rl.training.on_policy_phase import OnPolicyPhase
 from rl.training.parallel_utils import ParallelContext
@@ -67,7 +69,7 @@ class Peak:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.before = 0 if device.type == "cuda" else self._status("VmRSS")
+        self.libraries = status("VmRSS")
 
     def begin(self) -> None:
         if self.device.type == "cuda":
@@ -78,12 +80,18 @@ class Peak:
     def read(self) -> int:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return self._status("VmHWM") - self.before
+        return host_peak() - self.libraries
 
-    @staticmethod
-    def _status(name: str) -> int:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith(name + ":")))
+
+def host_peak() -> int:
+    """Most bytes of this process since `Peak.begin`, else since it began."""
+    return status("VmHWM")
+
+
+def status(name: str) -> int:
+    """A size in bytes from what the kernel says of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(name + ":")))
 
 
 def main() -> None:
@@ -99,9 +107,13 @@ def main() -> None:
         "rl",
     )  # fmt: skip
     ctx = ParallelContext.create(cfg.training)
+    importlib.import_module("peft")  # so that it counts as a library
     peak, start = Peak(ctx.device), time.perf_counter()
     phase = OnPolicyPhase(cfg, Robot(args.num_envs, ctx.device), ctx, 1, unit="iteration")
-    plan = gr00t_memory.planned(cfg)
+    making = host_peak() - peak.libraries
+    policy = phase.policy
+    assert isinstance(policy, GR00TActorCritic)
+    plan = gr00t_memory.report(policy, cfg, ctx.device)
     peak.begin()
     built = time.perf_counter() - start
     phase.collect(0)
@@ -111,6 +123,7 @@ def main() -> None:
     print("\n".join(plan.lines()))
     print(
         f"measured on {ctx.device}: {measured / GB:.2f} GB, {measured / plan.total:.2f} of the plan; "
+        f"{making / GB:.2f} GB of the host while its weights were made; "
         f"{seconds:.0f} s for {cfg.ppo.n_steps} steps and as many minibatches of {args.num_envs}"
     )
     parameters = sum(p.numel() for p in phase.policy.parameters())
@@ -119,7 +132,8 @@ def main() -> None:
         {
             "algorithm": "PPO", "task": "random pictures", "seed": cfg.training.seed, **NO_EPISODES,
             "env_steps": cfg.ppo.n_steps * args.num_envs, "wall_seconds": seconds, "parameters": parameters,
-            "planned_bytes": plan.total, "measured_bytes": measured, "plan": dataclasses.asdict(plan),
+            "planned_bytes": plan.total, "measured_bytes": measured, "making_bytes": making,
+            "library_bytes": peak.libraries, "plan": dataclasses.asdict(plan),
             "approx_kl": line["approx_kl"], "machine": machine(), "code_commit": git_commit(),
             "command": f"python -m benchmarks.gr00t_memory {shlex.join(sys.argv[1:])}".strip(),
         },

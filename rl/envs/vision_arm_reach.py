@@ -23,6 +23,16 @@ CHANNELS = 3 * len(ARM_CAMERAS)
 BODY = slice(0, 17)  # of an ArmReach observation: joints, velocities, tool; what the robot knows of itself
 
 
+def observation_space(image_size: int, frame_stack: int, privileged_critic: bool) -> spaces.Dict:
+    """Without a scene that can draw."""
+    whole = arm_reach.observation_space(reach_bonus=False)
+    seen: dict[str, spaces.Space] = {
+        "pixels": PictureSpace(ARM_CAMERAS, frame_stack, image_size, image_size),
+        "state": spaces.Box(whole.low[BODY], whole.high[BODY]),
+    }
+    return spaces.Dict(seen | ({PRIVILEGED: whole} if privileged_critic else {}))
+
+
 class VisionArmReach:
     """Implements `rl.envs.vector.VectorEnv`.
 
@@ -50,13 +60,8 @@ class VisionArmReach:
         gpu = self.device.index or 0 if self.device.type == "cuda" else None
         self._scene = _scene(image_size, gpu, processes)
         self._shape = (frame_stack, CHANNELS, image_size, image_size)
-        whole = self._arm.observation_space
-        seen: dict[str, spaces.Space] = {
-            "pixels": PictureSpace(ARM_CAMERAS, frame_stack, image_size, image_size),
-            "state": spaces.Box(whole.low[BODY], whole.high[BODY]),
-        }
         self._privileged_critic = privileged_critic
-        self.observation_space = spaces.Dict(seen | ({PRIVILEGED: whole} if privileged_critic else {}))
+        self.observation_space = observation_space(image_size, frame_stack, privileged_critic)
         self.action_space = self._arm.action_space
         self._stack = torch.empty(0)
 

@@ -101,7 +101,7 @@ class GR00TActorCritic(nn.Module):
     ) -> None:  # fmt: skip
         """`robot`: of a checkpoint. Raises ValueError for spaces, names and sizes that do not fit the model."""
         super().__init__()
-        self.cfg, self.model = cfg, model
+        self.cfg, self.model, self.observation_space = cfg, model, observation_space
         self.vectors, self.pictures, width = observed(observation_space)
         self.privileged, more = for_critic(observation_space)
         if width > model.state_slots:

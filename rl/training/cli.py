@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from f1_vla.config import F1Config
 from rl import config as rl_config
-from rl.training.cli_flags import EXAMPLES, FLAGS, PHASES, flags_of
+from rl.training.cli_flags import EXAMPLES, FLAGS, PHASES, POLICY_RUNS, flags_of, run_of
 from rl.training.errors import (
     EXIT_CRASH,
     EXIT_OK,
@@ -30,7 +30,6 @@ from rl.training.errors import (
 from rl.training.process_end import end_process
 from rl.training.run_dir import ResumeMode
 
-POLICY_RUNS = ("arm", "rl")  # their presets enter between file and overrides
 # Launchers turn every failure into 1: the first rank of a node leaves the real code in the file this names.
 EXIT_CODE_FILE = "RL_EXIT_CODE_FILE"
 
@@ -51,6 +50,7 @@ class Args:
     student: Path | None  # --student_checkpoint
     eval_phase: str | None  # --phase of evaluate and plan
     debug: bool
+    run: str | None = None  # arm or rl, whose presets the configuration has: the phase, or what is planned
     num_processes: int | None = None  # --num_processes of plan
     overrides: list[str] = field(default_factory=list)  # of the configuration, by the command line alone
     arch_overrides: list[str] = field(default_factory=list)  # of the architecture, without "arch."
@@ -70,7 +70,7 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(f"{message}; see --help")
 
 
-def _parser(phase: str) -> _Parser:
+def _parser(phase: str, run: str | None) -> _Parser:
     parser = _Parser(
         prog=f"train.sh {phase}",
         allow_abbrev=False,
@@ -80,14 +80,14 @@ def _parser(phase: str) -> _Parser:
         "arch.key=value for the architecture.\n\nExamples:\n" + "\n".join(f"  {e}" for e in EXAMPLES[phase]),
     )
     defaults = rl_config.to_dict(rl_config.Config())
-    for flag in flags_of(phase):
-        key = flag.key_for(phase)
+    for flag in flags_of(phase, run):
+        key = flag.key_for(run or phase)
         default = "" if key is None else f" (default {_lookup(defaults, key)})"
         if flag.switch:
-            parser.add_argument(*flag.spellings(phase), action="store_true", default=None, help=flag.help)
+            parser.add_argument(*flag.spellings(run or phase), action="store_true", default=None, help=flag.help)
         else:
             parser.add_argument(
-                *flag.spellings(phase), metavar=flag.metavar, help=flag.help + default, choices=flag.choices
+                *flag.spellings(run or phase), metavar=flag.metavar, help=flag.help + default, choices=flag.choices
             )
     return parser
 
@@ -110,10 +110,12 @@ def _refuse_unknown(argument: str, phase: str) -> NoReturn:
     raise ValueError(f"unknown flag {name}" + (f"; did you mean {near[0]}?" if near else "; see --help"))
 
 
-def _overrides(phase: str, given: dict[str, Any], rest: Sequence[str]) -> tuple[list[str], list[str]]:
+def _overrides(
+    phase: str, run: str | None, given: dict[str, Any], rest: Sequence[str]
+) -> tuple[list[str], list[str]]:  # fmt: skip
     """Configuration overrides and architecture overrides (without "arch."), flags included."""
     values: dict[str, tuple[str, str]] = {}  # key -> (value, where from)
-    texts = {f.key_for(phase) for f in flags_of(phase) if f.is_text}
+    texts = {f.key_for(run or phase) for f in flags_of(phase, run) if f.is_text}
     for argument in rest:
         if argument.startswith("-"):
             _refuse_unknown(argument, phase)
@@ -123,8 +125,8 @@ def _overrides(phase: str, given: dict[str, Any], rest: Sequence[str]) -> tuple[
         if key in values and values[key][0] != value:
             raise ValueError(f"{key} is given twice: {values[key][0]} and {value}")
         values[key] = (value, argument)
-    for flag in flags_of(phase):
-        target = flag.key_for(phase)
+    for flag in flags_of(phase, run):
+        target = flag.key_for(run or phase)
         if target is None or given[flag.dest] is None:
             continue
         text = flag.value if flag.switch else str(given[flag.dest])
@@ -144,7 +146,8 @@ def _quoted(text: str) -> str:
 
 def parse(phase: str, argv: Sequence[str]) -> Args:
     """Arguments of one phase. ValueError in one line for anything wrong; --help and --print_config exit with 0."""
-    given_namespace, rest = _parser(phase).parse_known_args(list(argv))
+    run = run_of(phase, argv)
+    given_namespace, rest = _parser(phase, run).parse_known_args(list(argv))
     given: dict[str, Any] = {f.dest: None for f in FLAGS} | vars(given_namespace)
     if given["overwrite"] and (given["resume"] or given["auto_resume"]):
         raise ValueError("--overwrite and --resume or --auto_resume contradict each other; give only one")
@@ -157,13 +160,13 @@ def parse(phase: str, argv: Sequence[str]) -> Args:
     for flag in ("accelerate_config", "max_restarts"):
         if given[flag] is not None:
             raise ValueError(f"--{flag} is for the launcher: bash train.sh {phase} ... --{flag} {given[flag]}")
-    overrides, arch_overrides = _overrides(phase, given, rest)
+    overrides, arch_overrides = _overrides(phase, run, given, rest)
     resume_path = None if given["resume"] is None else Path(given["resume"])
-    own_place = any(o.startswith(f"{phase}.output_dir=") for o in overrides)
+    own_place = any(o.startswith(f"{run or phase}.output_dir=") for o in overrides)
     if resume_path is not None and not own_place:  # continue where the checkpoint lies
         parent = resume_path.parent if resume_path.name.startswith("checkpoint-") else resume_path
-        overrides.append(f"{phase}.output_dir={_quoted(str(parent))}")
-    config = rl_config.load(given["rl_config"], overrides, phase if phase in POLICY_RUNS else None)
+        overrides.append(f"{run or phase}.output_dir={_quoted(str(parent))}")
+    config = rl_config.load(given["rl_config"], overrides, run)
     arch = rl_config.load_model(config.model.config_file, arch_overrides)
     if given["print_config"]:
         print(rl_config.to_yaml(config), end="")
@@ -175,7 +178,7 @@ def parse(phase: str, argv: Sequence[str]) -> Args:
         phase=phase, config=config, arch=arch, resume=mode, resume_path=resume_path, overwrite=bool(given["overwrite"]),
         json=_path(given["json"]), checkpoint=_path(given["checkpoint"]),
         teacher=_path(given["teacher_path"] or given["teacher_checkpoint"]), student=_path(given["student_checkpoint"]),
-        eval_phase=given["phase"], debug=config.training.debug, num_processes=_count("--num_processes", given),
+        eval_phase=given["phase"], debug=config.training.debug, run=run, num_processes=_count("--num_processes", given),
         overrides=overrides, arch_overrides=arch_overrides, config_file=given["rl_config"],
         allow_drift=[] if given["allow_drift"] is None else given["allow_drift"].split(","),
     )  # fmt: skip

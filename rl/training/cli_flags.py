@@ -3,8 +3,10 @@
 Defaults live in `rl.config` only; a flag that is absent leaves its key alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+POLICY_RUNS = ("arm", "rl")  # their presets enter between file and overrides
 PHASES = {
     "teacher": "Phase 1: train the world model to predict the next wrist-camera frame.",
     "student": "Phase 2: train the explorer with the frozen world model of phase 1.",
@@ -56,10 +58,11 @@ EXAMPLES = {
     "plan": (
         "bash train.sh plan teacher --model_config f1_base --num_processes 8 --mixed_precision bf16 model.lora.mode=on",
         "bash train.sh plan gr00t gr00t.size=n1.7 gr00t.dtype=bfloat16 gr00t.stages=[dit] gr00t.lora_rank=16",
+        "bash train.sh plan gr00t --task Pendulum-v1 rl.preset=gr00t --num_processes 2  # flags of rl, or of arm",
     ),
 }
 _ROLLOUT = ("teacher", "student", "adversarial")
-_POLICY = ("arm", "rl")
+_POLICY = POLICY_RUNS
 _F1_RUN = (*_ROLLOUT, "tokenizer")
 _RUN = (*_F1_RUN, *_POLICY)
 _ALL = tuple(PHASES)
@@ -180,5 +183,19 @@ FLAGS = (
 )  # fmt: skip
 
 
-def flags_of(phase: str) -> list[Flag]:
-    return [f for f in FLAGS if phase in f.phases]
+def flags_of(phase: str, run: str | None = None) -> list[Flag]:
+    """Of `phase`, and of the `run` that it is about."""
+    return [f for f in FLAGS if phase in f.phases or run in f.phases]
+
+
+def run_of(phase: str, argv: Sequence[str]) -> str | None:
+    """arm or rl, whose presets and task enter the configuration: the phase itself, or the run that `plan --phase gr00t`
+    is about, whose flags it takes. That is `rl` where a flag or a key of rl alone is given, else `arm`. None: all other
+    phases."""
+    if phase in POLICY_RUNS:
+        return phase
+    joined = " ".join(argv).replace("--phase ", "--phase=").split()
+    if phase != "plan" or "--phase=gr00t" not in joined:
+        return None
+    only = {s for f in FLAGS if "rl" in f.phases and not {"arm", "plan"} & {*f.phases} for s in f.spellings("rl")}
+    return "rl" if any(a.split("=")[0] in only or a.startswith("rl.") for a in argv) else "arm"

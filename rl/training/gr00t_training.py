@@ -27,7 +27,6 @@ from rl.training import gr00t_memory
 
 log = logging.getLogger(__name__)
 NOT_NOTED = ""  # the base of a best_model.pt that an earlier version wrote
-ROWS = 256  # of one pass when log-probabilities are computed again
 # By how much a decision's log-probability may differ between acting and training: rows go through in other numbers.
 LOGP_TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.5}
 
@@ -53,6 +52,7 @@ def make_policy(cfg: Config, env: VectorEnv) -> ActorCritic:
 def load_gr00t(cfg: Config, env: VectorEnv) -> GR00TActorCritic:
     """Raises ValueError for a backend that is not installed, a damaged checkpoint and a task that does not fit."""
     g = cfg.gr00t
+    gr00t_memory.return_freed_memory()
     robot = folder = None
     if g.checkpoint is not None:
         folder = Path(g.checkpoint).expanduser().resolve()  # a relative path would be taken for a name on the hub
@@ -105,10 +105,12 @@ class Stages:
         if world_size > 1 and any(share > 0 for share in cfg.gr00t.unfreeze_at):
             raise ValueError("gr00t.unfreeze_at above 0 works in one process; set all shares to 0 for several")
         self.cfg, self.policy, self.optimizer = cfg.gr00t, policy, optimizer
+        self.rows = gr00t_memory.rows_of_an_update(cfg)  # more at once would take more memory than learning does
         self.ages: list[int] = []  # updates of each group that was added
         # With `raw` observations an update normalises them otherwise than acting did, and likelihoods do differ.
         self.unchecked = cfg.ppo.observation_norm is not ObservationNorm.raw
-        for line in gr00t_memory.report(policy, cfg).lines():
+        device = next(policy.parameters()).device
+        for line in gr00t_memory.report(policy, cfg, device, world_size).lines():
             log.info("%s", line)
 
     def advance(self, share: float, batch: Batch) -> Batch:
@@ -117,7 +119,7 @@ class Stages:
         Raises ValueError where, before the first update of a process, acting and training disagree.
         """
         if self.unchecked:
-            check_likelihood(self.policy, batch)
+            check_likelihood(self.policy, batch, self.rows)
             self.unchecked = False
         due = sum(s <= share for s in self.cfg.unfreeze_at)
         begun = list(range(self.policy.stage + 1, due + 1))
@@ -127,7 +129,7 @@ class Stages:
         for group, age in zip(self.optimizer.param_groups[first:], self.ages, strict=True):
             group["lr_scale"] = min(1.0, (age + 1) / max(self.cfg.warmup_updates, 1))
         self.ages = [age + 1 for age in self.ages]
-        return recomputed(self.policy, batch) if begun else batch
+        return recomputed(self.policy, batch, self.rows) if begun else batch
 
     def _begin(self, stage: int) -> None:
         new = self.policy.enter(stage)
@@ -181,9 +183,9 @@ def check_base(policy: nn.Module, noted: str | None, source: str) -> None:
     )
 
 
-def check_likelihood(policy: GR00TActorCritic, batch: Batch) -> None:
+def check_likelihood(policy: GR00TActorCritic, batch: Batch, size: int) -> None:
     """Raises ValueError where the network gives its own decisions other log-probabilities than when it took them."""
-    difference = recomputed(policy, batch).logp - batch.logp
+    difference = recomputed(policy, batch, size).logp - batch.logp
     largest, ratio = float(difference.abs().max()), float(difference.exp().mean())
     allowed = LOGP_TOLERANCE[policy.cfg.dtype]
     if not largest <= allowed:
@@ -196,12 +198,12 @@ def check_likelihood(policy: GR00TActorCritic, batch: Batch) -> None:
 
 
 @torch.no_grad()
-def recomputed(policy: nn.Module, batch: Batch) -> Batch:
-    """The batch with log-probabilities and distributions of the present network."""
+def recomputed(policy: nn.Module, batch: Batch, size: int) -> Batch:
+    """The batch with log-probabilities and distributions of the present network, `size` rows at a time."""
     T, E = batch.logp.shape
     observation, actions = tree_flat(batch.observation), batch.actions.flatten(0, 1)
     logp, out = [], []
-    for rows in torch.arange(T * E, device=batch.logp.device).split(ROWS):
+    for rows in torch.arange(T * E, device=batch.logp.device).split(size):
         found = policy(tree_index(observation, rows), actions[rows])
         logp.append(found.logp)
         out.append(found.out)

@@ -23,7 +23,7 @@ from kernels import dispatch
 from kernels.clock import clock
 from rl.config import Config, MixedPrecision
 from rl.data.free_memory import free_bytes
-from rl.training import cli, gr00t_memory
+from rl.training import cli, gr00t_plan
 from rl.training.checkpoint_size import explorer_bytes, state_bytes
 from rl.training.model_setup import compute_dtype, freeze_for_world_model, held_in_half, inject_adapter, uses_lora
 from rl.training.rng import seed_all
@@ -244,25 +244,14 @@ def table(plan: Plan, num_processes: int) -> str:
     return "\n".join(lines)
 
 
-def plan_gr00t(args: cli.Args) -> None:
-    """GR00T of `gr00t.size` under PPO: parameters and memory, laid out on the meta device."""
-    g, memory = args.config.gr00t, gr00t_memory.planned(args.config)
-    print(f"GR00T of size {g.size}, {g.dtype}, stages {', '.join(g.stages)}, adapters of rank {g.lora_rank}")
-    print("\n".join(memory.lines()))
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(asdict(memory) | {"total": memory.total}, indent=2) + "\n", encoding="utf-8")
-
-
 def main(args: cli.Args) -> None:
     cfg, arch = args.config, args.arch
     if args.eval_phase == "gr00t":
-        plan_gr00t(args)
+        gr00t_plan.plan(args)
         return
     if args.eval_phase not in (None, "teacher"):
         raise ValueError(f"plan knows the phase teacher; '{args.eval_phase}' is not available in this version")
-    name = cfg.training.device
-    device = torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+    device = gr00t_plan.device_of(cfg)
     kind = dispatch.kind_of(device, compute_dtype(cfg), arch.trunk.head_dim, training=True)
     backend = dispatch.choose(arch.trunk.attention_backend, kind).backend
     processes = args.num_processes or 1

@@ -12,6 +12,7 @@ from rl.config import BLOCKS, Config, Isolation, MixedPrecision
 from rl.envs import registry
 from rl.envs.registry import TaskOptions
 from rl.envs.vector import VectorEnv
+from rl.training import gr00t_memory
 from rl.training.checkpoint import load_strict
 from rl.training.gr00t_training import base_of, check_base
 from rl.training.off_policy_phase import GreedyPolicy, OffPolicyPhase
@@ -105,6 +106,13 @@ def make_env(cfg: Config, run: str, count: int, device: torch.device, seed: int,
     """`count` environments of the run's task; `options` as in `task_options`."""
     task = rl_config.task_of(cfg, run)
     return registry.make_vector_env(task, count, device, seed=seed, options=task_options(cfg, **options))
+
+
+def require_memory(cfg: Config, run: str, env: VectorEnv, ctx: ParallelContext) -> None:
+    """Raises ValueError, before anything big is allocated, where GR00T would not fit."""
+    if cfg.gr00t.backend != "none" and BLOCKS[rl_config.policy_run(cfg, run).algorithm] == "ppo":
+        spaces = env.observation_space, env.action_space
+        gr00t_memory.require(cfg, spaces, ctx.device, ctx.world_size, ctx.local_world_size)
 
 
 def build_phase(cfg: Config, run: str, env: VectorEnv, ctx: ParallelContext, total: int) -> AlgorithmPhase:

@@ -50,6 +50,7 @@ class PolicyPhase:
         self.units_per_iteration = per_iteration // self._steps
         env = policies.make_env(cfg, run, policies.num_envs(cfg, run), ctx.device, cfg.training.seed)
         try:
+            policies.require_memory(cfg, run, env, ctx)
             self.inner: AlgorithmPhase = policies.build_phase(cfg, run, env, ctx, total * self._steps)
         except BaseException:  # a simulator left open would keep its processes
             env.close()
