@@ -1,4 +1,5 @@
 # GR00T's released models run in an environment of their own (bash setup.sh gr00t); sourced by train.sh.
+source "$(dirname "${BASH_SOURCE[0]}")/part_python.sh"
 
 # gr00t_file FILE KEY VALUE: true when the configuration FILE has `KEY: VALUE` (a pattern), plain or quoted, in a block
 # or {in: braces}.
@@ -36,7 +37,6 @@ gr00t_run() {
 
 # use_gr00t_python: PYTHON_BIN becomes the interpreter of that environment.
 use_gr00t_python() {
-    [[ -f "$REPO/.venv-gr00t/.setup-stamp" ]] ||
-        die "this gr00t.backend needs LeRobot, which is not installed; install it once (Python 3.12, 8 GB): bash setup.sh gr00t"
+    require_part gr00t LeRobot 8 "this gr00t.backend"
     PYTHON_BIN="$REPO/.venv-gr00t/bin/python"
 }

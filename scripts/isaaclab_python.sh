@@ -1,4 +1,5 @@
 # Isaac Lab tasks run in an environment of their own (bash setup.sh isaaclab); sourced by train.sh.
+source "$(dirname "${BASH_SOURCE[0]}")/part_python.sh"
 
 # isaac_file FILE: true when the configuration FILE has a task of Isaac Lab, plain or quoted, in a block or {in: braces}.
 isaac_file() { grep -qsE "^[^#]*\\btask: *[\"']?Isaac" "$1"; }
@@ -27,12 +28,6 @@ isaac_task() {
     [[ -z $task && -n $file ]] && isaac_file "$file"
 }
 
-# part_fingerprint NAME: what the stamp of a part holds where setup_part (setup_parts.sh) has nothing to do. Written down
-# again, not taken from there: that file is in the fingerprint, and editing it would make every environment anew.
-part_fingerprint() {
-    { cat "$REPO/scripts/setup_parts.sh" "$REPO"/requirements/"$1"*; echo "$REPO"; } | sha256sum | cut -d' ' -f1
-}
-
 # use_isaac_python: PYTHON_BIN becomes the interpreter of that environment, or F1_ISAACLAB_PYTHON where that is set.
 use_isaac_python() {
     if [[ -n "${F1_ISAACLAB_PYTHON:-}" ]]; then
@@ -40,10 +35,6 @@ use_isaac_python() {
         PYTHON_BIN="$F1_ISAACLAB_PYTHON"
         return
     fi
-    local stamp="$REPO/.venv-isaaclab/.setup-stamp"
-    [[ -f $stamp ]] ||
-        die "this task needs Isaac Lab, which is not installed; install it once (Python 3.12, 9 GB): bash setup.sh isaaclab"
-    [[ "$(< "$stamp")" == "$(part_fingerprint isaaclab)" ]] ||
-        die "Isaac Lab was set up from other lists of packages or for another folder; set it up again: bash setup.sh isaaclab"
+    require_part isaaclab "Isaac Lab" 9 "this task"
     PYTHON_BIN="$REPO/.venv-isaaclab/bin/python"
 }

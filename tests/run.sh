@@ -8,6 +8,9 @@
 #   bash tests/run.sh ARGS...      only pytest, with these arguments: bash tests/run.sh tests/envs -k history
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+REPO="$PWD"
+die() { printf 'tests/run.sh: %s\n' "$1" >&2; exit 4; }
+source scripts/part_python.sh
 
 # part NAME FLAGS_AND_FILES... -- FILES...: pytest in the environment of a part; files that are named take the place of
 # the part's FILES, flags alone (--slow, -k history) are added to them.
@@ -29,10 +32,7 @@ part() {
 
 if [[ "${1:-}" == isaaclab ]]; then
     shift
-    if [[ ! -f .venv-isaaclab/.setup-stamp ]]; then
-        echo "isaaclab: Isaac Lab is not installed: bash setup.sh isaaclab (Python 3.12, 9 GB), then this again" >&2
-        exit 4
-    fi
+    require_part isaaclab "Isaac Lab" 9 "this part of the tests"
     core=(tests/sims/test_isaaclab.py tests/sims/test_isaaclab_launch.py tests/models tests/algorithms/test_ppo.py tests/algorithms/test_sac.py
         tests/algorithms/test_a2c.py tests/algorithms/test_diffusion.py tests/algorithms/test_compiled.py
         tests/algorithms/test_ppo_losses.py tests/algorithms/test_ppo_against_rsl_rl.py
@@ -44,10 +44,7 @@ fi
 
 if [[ "${1:-}" == gr00t ]]; then
     shift
-    if [[ ! -f .venv-gr00t/.setup-stamp ]]; then
-        echo "gr00t: LeRobot is not installed: bash setup.sh gr00t (Python 3.12, 8 GB), then this again" >&2
-        exit 4
-    fi
+    require_part gr00t LeRobot 8 "this part of the tests"
     export GR00T_BACKEND=n1.7
     part gr00t "$@" -- tests/models/test_gr00t.py tests/models/test_gr00t_cameras.py tests/models/test_gr00t_checkpoint.py \
         tests/models/test_gr00t_lerobot.py tests/models/test_gr00t_prompt.py tests/training/test_gr00t_training.py \

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.parts import set_up
+
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = REPO / "scripts" / "gr00t_python.sh"
 
@@ -15,8 +17,8 @@ def bash(code: str, *args: str, repo: Path = REPO) -> subprocess.CompletedProces
 
 
 def installed(repo: Path) -> None:
-    (repo / ".venv-gr00t").mkdir()
-    (repo / ".venv-gr00t" / ".setup-stamp").write_text("")
+    """As setup.sh leaves it."""
+    set_up(repo, "gr00t")
 
 
 @pytest.mark.parametrize(

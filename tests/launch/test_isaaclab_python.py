@@ -1,10 +1,12 @@
-"""Which interpreter train.sh starts an Isaac Lab task with, and tests/run.sh the tests of a part."""
+"""Which interpreter train.sh starts an Isaac Lab task with."""
 
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from tests.launch.parts import set_up
 
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = REPO / "scripts" / "isaaclab_python.sh"
@@ -62,21 +64,8 @@ def test_a_configuration_file_names_the_task_unless_a_flag_does(
 @pytest.fixture
 def repo(tmp_path: Path) -> Path:
     """A checkout with the part's lists and an environment that was set up from them."""
-    (tmp_path / "scripts").mkdir()
-    (tmp_path / "requirements").mkdir()
-    (tmp_path / ".venv-isaaclab").mkdir()
-    (tmp_path / "scripts" / "setup_parts.sh").write_text((REPO / "scripts" / "setup_parts.sh").read_text())
-    (tmp_path / "requirements" / "isaaclab.in").write_text("isaaclab==3.0.0\n")
-    stamp = bash("part_fingerprint isaaclab", repo=tmp_path).stdout
-    (tmp_path / ".venv-isaaclab" / ".setup-stamp").write_text(stamp)
+    set_up(tmp_path, "isaaclab")
     return tmp_path
-
-
-def test_a_missing_environment_is_answered_with_the_command(repo: Path) -> None:
-    (repo / ".venv-isaaclab" / ".setup-stamp").unlink()
-    done = bash("use_isaac_python", repo=repo)
-    assert done.returncode == 4
-    assert "not installed" in done.stderr and "bash setup.sh isaaclab" in done.stderr
 
 
 def test_the_environment_of_this_checkout_and_its_lists_is_taken(repo: Path) -> None:
@@ -93,23 +82,6 @@ def test_another_interpreter_with_isaac_lab_can_be_named(repo: Path, tmp_path: P
     assert bash(code, repo=repo).stdout.strip() == str(named)
 
 
-def test_an_environment_of_other_lists_has_to_be_set_up_again(repo: Path) -> None:
-    (repo / "requirements" / "isaaclab.in").write_text("isaaclab==3.1.0\n")
-    done = bash("use_isaac_python", repo=repo)
-    assert done.returncode == 4
-    assert "set it up again: bash setup.sh isaaclab" in done.stderr
-
-
-def test_train_and_setup_agree_on_what_is_up_to_date(repo: Path) -> None:
-    parts = (
-        f'cd "{repo}"; fail() {{ echo "$1" >&2; exit 4; }}; python_version() {{ :; }}\nsource scripts/setup_parts.sh\n'
-    )
-    done = bash(parts + "setup_part isaaclab 9", repo=repo)
-    assert (done.returncode, done.stderr) == (0, "")
-    (repo / "requirements" / "isaaclab.in").write_text("isaaclab==3.1.0\n")
-    assert bash(parts + "setup_part isaaclab 9", repo=repo).returncode == 4
-
-
 def test_an_environment_that_could_not_be_made_is_tried_again_by_the_next_call(repo: Path) -> None:
     shutil.rmtree(repo / ".venv-isaaclab")
     broken = repo / "python3.12"
@@ -123,13 +95,3 @@ def test_an_environment_that_could_not_be_made_is_tried_again_by_the_next_call(r
         done = bash(code, repo=repo)
         assert done.returncode == 4 and "install its venv module" in done.stderr
         assert not (repo / ".venv-isaaclab").exists()
-
-
-@pytest.mark.parametrize("part", ["isaaclab", "gr00t"])
-def test_tests_of_a_part_that_is_not_installed_are_no_success(part: str, tmp_path: Path) -> None:
-    (tmp_path / "tests").mkdir()
-    (tmp_path / "tests" / "run.sh").write_text((REPO / "tests" / "run.sh").read_text())
-    command = ["bash", str(tmp_path / "tests" / "run.sh"), part]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    assert done.returncode == 4
-    assert f"bash setup.sh {part}" in done.stderr

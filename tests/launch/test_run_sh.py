@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).resolve().parents[2]
+from tests.launch.parts import REPO, set_up
+
 PARTS = ("isaaclab", "gr00t")
 # Prints what the tests of a part may depend on, then the arguments.
 PYTHON = (
@@ -24,7 +25,7 @@ def repo(tmp_path: Path) -> Path:
     for part in PARTS:
         place = tmp_path / f".venv-{part}" / "bin"
         place.mkdir(parents=True)
-        (place.parent / ".setup-stamp").touch()
+        set_up(tmp_path, part)
         (place / "python").write_text(PYTHON)
         (place / "python").chmod(0o755)
     return tmp_path
