@@ -153,7 +153,8 @@ def test_a_picture_has_as_many_patches_as_it_is_cut_into() -> None:
 def test_every_camera_adds_its_tokens() -> None:
     cfg = config(*stages("dit"), "gr00t.lora_rank=4")
     tokens = [Pass(actor(cfg, n)[0], cfg, CPU).tokens for n in (0, 1, 2)]
-    assert tokens == [4 + 1, 4 + 16, 4 + 32]  # four words; a black picture of 32 px, or 128 px in cells of 32
+    # four words, two around each picture; a black picture of 32 px, or 128 px in cells of 32
+    assert tokens == [4 + 2 + 1, 4 + 2 + 16, 4 + 2 * (2 + 16)]
 
 
 def test_the_rollout_holds_pictures_once_and_minibatches_again() -> None:
