@@ -16,9 +16,9 @@ from rl.models import gr00t_backend
 from rl.models.gr00t import GR00TActorCritic
 from rl.models.gr00t_backend import patchify
 from rl.models.gr00t_observation import observed
-from rl.training import gr00t_memory
+from rl.training.gr00t_activations import Pass
 from rl.types import ARM_CAMERAS, PictureSpace
-from tests.models.test_gr00t import ACTION, SEEN, STATE, drawn, policy
+from tests.models.test_gr00t import SEEN, STATE, drawn, policy
 
 WRIST = gym.spaces.Box(0, 255, (3, 32, 64), np.uint8)  # of another size than the others
 
@@ -124,11 +124,8 @@ def test_a_picture_does_not_see_the_others_before_the_language_model() -> None:
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
-def test_the_plan_of_memory_counts_every_camera() -> None:
-    """Tokens of the context: keys and values in every second block of the transformer, 4 bytes each."""
-    cfg = load(None, ["gr00t.backend=stub", "gr00t.stages=[dit]"])
-    one, three = (
-        gr00t_memory.activations(GR00TActorCritic(gr00t_backend.stub("tiny"), cameras(n), ACTION, cfg.gr00t), cfg, 8)
-        for n in (1, 3)
-    )
-    assert three - one == 4 * 8 * 2 * (gr00t_memory.PICTURE_TOKENS + 2) * 1 * 2 * 64
+@pytest.mark.parametrize("space", [gym.spaces.Dict({"state": STATE}), cameras(1), cameras(3), cameras(2, wrist=WRIST)])
+def test_the_plan_of_memory_counts_the_tokens_that_the_backbone_is_given(space: gym.spaces.Dict) -> None:
+    p = policy(space)
+    planned = Pass(p, load(None, ["gr00t.backend=stub"]), torch.device("cpu")).tokens
+    assert planned == shown(p, look(space, 1))["input_ids"].shape[1]
