@@ -1,5 +1,6 @@
 """Optimizer, learning-rate schedule and the one guarded step."""
 
+import logging
 import math
 from collections.abc import Iterable, Sequence
 
@@ -10,6 +11,8 @@ from f1_vla.policy import F1Policy
 from f1_vla.trainable import memory_gate_parameters
 from rl.training.errors import NumericalError
 from rl.training.parallel_utils import ParallelContext
+
+log = logging.getLogger(__name__)
 
 
 def setup_optimizer(
@@ -90,12 +93,13 @@ def guarded_step(
 
     apart: parameters clipped by a norm of their own, so that they do not scale the gradients of the others.
     Returns the gradient norm of `parameters` before clipping. Raises NumericalError on all ranks with parameters
-    untouched.
+    untouched. Under fp16 an overflow of the scaled loss, by which its scale is found, is no error: the step changes
+    nothing, the scale falls, and 0 is returned.
     """
     norm = ctx.clip_grad_norm(parameters, max_norm)
-    finite = bool(torch.isfinite(loss.detach()).all()) and bool(torch.isfinite(norm))
-    if apart:
-        finite &= bool(torch.isfinite(ctx.clip_grad_norm(apart, max_norm)))
+    norms = [norm, ctx.clip_grad_norm(apart, max_norm, again=True)] if apart else [norm]
+    overflow = any(bool(ctx.overflowed(n)) for n in norms)
+    finite = bool(torch.isfinite(loss.detach()).all()) and (overflow or all(bool(torch.isfinite(n)) for n in norms))
     if not ctx.all_true(finite):
         raise NumericalError(
             f"{what}: loss or gradient is not finite (this rank: loss {float(loss.detach()):.4g}, "
@@ -107,4 +111,7 @@ def guarded_step(
         )
     optimizer.step()
     optimizer.zero_grad()
+    if overflow:
+        log.info("%s: the scaled loss of fp16 overflowed; this step is left out and the scale lowered", what)
+        return 0.0
     return float(norm)

@@ -230,11 +230,17 @@ class ParallelContext:
                 dist.all_reduce(p.grad)
                 p.grad /= self.world_size
 
-    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> torch.Tensor:
-        """Norm of all gradients before clipping, a scalar tensor on the device."""
+    def clip_grad_norm(
+        self, parameters: Iterable[nn.Parameter], max_norm: float, again: bool = False
+    ) -> torch.Tensor:  # fmt: skip
+        """Norm of all gradients before clipping, a scalar tensor on the device.
+
+        again: other gradients of this step were clipped before, which took the scale of fp16 out of these, too.
+        """
         if self._zero is not None:
             return self._zero.clip_grad_norm(parameters, max_norm)
-        norm = self.accelerator.clip_grad_norm_(list(parameters), max_norm)
+        clip = nn.utils.clip_grad_norm_ if again and self.scaled else self.accelerator.clip_grad_norm_
+        norm = clip(list(parameters), max_norm)
         assert norm is not None
         whole_norm: torch.Tensor = sharding.gathered(norm)
         return whole_norm

@@ -1,16 +1,19 @@
 """Optimizer groups, the schedule in our own units, and the step that never uses a bad gradient."""
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from f1_vla.builders import build_policy
-from rl.config import load_model
+from rl.config import MixedPrecision, TrainingConfig, load_model
 from rl.training.errors import NumericalError
 from rl.training.optim import guarded_step, setup_optimizer, setup_scheduler
 from rl.training.parallel_utils import ParallelContext
+from tests.helpers.half_on_cpu import half_group
 
 
 def _optimizer(lr: float = 1.0) -> torch.optim.AdamW:
@@ -110,3 +113,54 @@ def test_a_bad_number_leaves_parameters_and_optimizer_untouched(world: ParallelC
     with pytest.raises(NumericalError, match=r"update 7: loss or gradient is not finite .*--auto_resume"):
         guarded_step(world, optimizer, [p], loss, 1.0, "update 7")
     assert p.tolist() == [1.0, 0.0] and not optimizer.state
+
+
+# --- the step under fp16 ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def half() -> Iterator[Callable[..., tuple[ParallelContext, Any, nn.Parameter, nn.Parameter]]]:
+    """A group, its optimizer and two parameters, of which the second is clipped apart; for a scale of the loss."""
+    groups: list[ParallelContext] = []
+
+    def make(scale: float) -> tuple[ParallelContext, Any, nn.Parameter, nn.Parameter]:
+        groups.append(half_group(TrainingConfig(device="cpu", mixed_precision=MixedPrecision.bf16), init_scale=scale))
+        model = nn.ParameterList([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))])
+        model, optimizer = groups[0].accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=1.0))
+        return groups[0], optimizer, model[0], model[1]
+
+    yield make
+    for group in groups:
+        group.close()
+
+
+def test_both_norms_of_a_scaled_loss_are_those_without_its_scale(half) -> None:
+    ctx, optimizer, p, q = half(1024.0)
+    loss = (p * torch.tensor([3.0, 4.0])).sum() + (q * torch.tensor([0.0, 0.5])).sum()
+    ctx.backward(loss)
+    assert guarded_step(ctx, optimizer, [p], loss, 1.0, "step", [q]) == pytest.approx(5.0)
+    torch.testing.assert_close(p.detach(), torch.tensor([-0.6, -0.8]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(q.detach(), torch.tensor([0.0, -0.5]), atol=1e-5, rtol=0)  # below the largest norm
+
+
+@pytest.mark.parametrize("where", ["first", "apart"])
+def test_an_overflow_of_the_scaled_loss_leaves_the_step_out_and_lowers_the_scale(half, where: str) -> None:
+    ctx, optimizer, p, q = half(2.0**120)
+    large, small = (1e6, 0.0) if where == "first" else (0.0, 1e6)
+    for _ in range(2):
+        loss = p.sum() * large + q.sum() * small
+        ctx.backward(loss)
+        before = ctx.precision_state()["scale"]
+        assert guarded_step(ctx, optimizer, [p], loss, 1.0, "step", [q]) == 0.0
+        assert ctx.precision_state()["scale"] == before / 2
+    assert p.tolist() == q.tolist() == [0.0, 0.0]
+    assert p.grad is None and q.grad is None
+
+
+def test_a_gradient_that_is_infinite_at_a_scale_of_one_is_an_error(half) -> None:
+    ctx, optimizer, p, q = half(1.0)
+    loss = p.sqrt().sum() + q.sum()
+    ctx.backward(loss)
+    with pytest.raises(NumericalError, match="loss or gradient is not finite"):
+        guarded_step(ctx, optimizer, [p], loss, 1.0, "step", [q])
+    assert p.tolist() == q.tolist() == [0.0, 0.0]
