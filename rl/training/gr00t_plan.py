@@ -12,6 +12,7 @@ from rl.config import Config
 from rl.envs import registry, vision_arm_reach
 from rl.envs.arm_reach import ArmReach
 from rl.training import cli, gr00t_memory, policies
+from rl.training.gr00t_training import check_stages
 
 
 def plan(args: cli.Args) -> None:
@@ -22,16 +23,14 @@ def plan(args: cli.Args) -> None:
     if g.backend == "none":
         g.backend = "stub"  # the plan is about GR00T
     policies.check_settings(cfg, run)
-    if processes > 1 and any(share > 0 for share in g.unfreeze_at):
-        raise ValueError("gr00t.unfreeze_at above 0 works in one process; set all shares to 0 for several")
+    check_stages(cfg, processes)
     policies.prefer_small_machine(cfg, run)
     device = device_of(cfg)
     memory = gr00t_memory.planned(cfg, device, spaces_of(cfg, run), processes)
-    print(
-        f"GR00T {g.backend} of size {g.size}, {g.dtype}, stages {', '.join(g.stages)}, adapters of rank {g.lora_rank}"
-    )
+    stages = ", ".join(g.stages) or "none"
+    print(f"GR00T {g.backend} of size {g.size}, {g.dtype}, stages {stages}, adapters of rank {g.lora_rank}")
     print(f"train.sh {run} on {task}, {cfg.ppo.num_envs} environments of {cfg.ppo.n_steps} steps, "
-          f"{gr00t_memory.rows_of_an_update(cfg)} decisions at once, {processes} processes, {device}")  # fmt: skip
+          f"{gr00t_memory.rows_of_an_update(cfg)} decisions at once, {device}")  # fmt: skip
     if rl_config.is_isaac_task(task):
         print("its observations are known once its simulator runs: planned for 32 numbers, a camera and 7 actions")
     print("\n".join(memory.lines()))

@@ -95,6 +95,12 @@ def make_policy_optimizer(cfg: Config, policy: ActorCritic) -> torch.optim.Optim
     )  # fmt: skip
 
 
+def check_stages(cfg: Config, world_size: int) -> None:
+    """Raises ValueError for later stages in several processes, whose gradients would not be averaged."""
+    if world_size > 1 and any(share > 0 for share in cfg.gr00t.unfreeze_at):
+        raise ValueError("gr00t.unfreeze_at above 0 works in one process; set all shares to 0 for several")
+
+
 class Stages:
     """Which parts train when; `advance` before every update."""
 
@@ -102,8 +108,7 @@ class Stages:
         self, cfg: Config, policy: GR00TActorCritic, optimizer: torch.optim.Optimizer, world_size: int
     ) -> None:
         """Raises ValueError for later stages in several processes, whose gradients would not be averaged."""
-        if world_size > 1 and any(share > 0 for share in cfg.gr00t.unfreeze_at):
-            raise ValueError("gr00t.unfreeze_at above 0 works in one process; set all shares to 0 for several")
+        check_stages(cfg, world_size)
         self.cfg, self.policy, self.optimizer = cfg.gr00t, policy, optimizer
         self.rows = gr00t_memory.rows_of_an_update(cfg)  # more at once would take more memory than learning does
         self.ages: list[int] = []  # updates of each group that was added
