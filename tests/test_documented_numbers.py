@@ -267,6 +267,9 @@ def test_the_documents_show_the_measured_memory_of_gr00t() -> None:
     words = " ".join((REPO / "docs" / "gr00t.md").read_text(encoding="utf-8").split())
     assert f"on a CPU it takes {taken:.1f} GB, {taken / planned:.2f} of the plan" in words
     assert f"{planned:.1f} GB together" in words
+    assert f"which takes {found['plan']['making'] / 1e9:.1f} GB for a moment" in words
+    assert 0.9 * planned < taken <= planned  # the plan is an upper bound, and a close one
+    assert not found["code_commit"].endswith("-dirty")
 
 
 def test_the_documents_show_the_measured_comparison_with_rsl_rl() -> None:
