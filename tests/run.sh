@@ -47,8 +47,9 @@ if [[ "${1:-}" == gr00t ]]; then
     require_part gr00t LeRobot 8 "this part of the tests"
     export GR00T_BACKEND=n1.7
     part gr00t "$@" -- tests/models/test_gr00t.py tests/models/test_gr00t_cameras.py tests/models/test_gr00t_checkpoint.py \
-        tests/models/test_gr00t_lerobot.py tests/models/test_gr00t_prompt.py tests/training/test_gr00t_training.py \
-        tests/training/test_gr00t_base.py tests/training/test_gr00t_half.py tests/training/test_gr00t_released.py
+        tests/models/test_gr00t_lerobot.py tests/models/test_gr00t_prompt.py tests/models/test_gr00t_state.py \
+        tests/training/test_gr00t_training.py tests/training/test_gr00t_base.py tests/training/test_gr00t_half.py \
+        tests/training/test_gr00t_released.py
 fi
 
 # Without a Vulkan driver (exit 4 after the packages are in) everything that draws nothing can still be tested.

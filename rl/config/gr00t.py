@@ -24,6 +24,9 @@ class GR00TConfig:
     # Names of the environment's actions, looked up among those of the checkpoint's embodiment; null: the first ones,
     # mixed by a linear map that starts as the identity.
     action_names: list[str] | None = None
+    # Names, among those of the checkpoint's embodiment, of the numbers that the actor is shown: one for each, null for
+    # one that the checkpoint does not know. Null as a whole: all of them in their own order, unscaled.
+    state_names: list[str | None] | None = None
     denoise_steps: int = 4
     noise_level: float = 0.5  # n of Flow-SDE (f1_vla.flow_likelihood); one denoising step of a decision is random
     # Spread of the noise a chunk begins with. 1 as the released models were trained; random weights do not take it out
@@ -75,9 +78,29 @@ def check_gr00t(cfg: GR00TConfig) -> None:
     for name, size in [("noise_level", cfg.noise_level), ("value_lr_scale", cfg.value_lr_scale)]:
         if size <= 0:
             raise ValueError(f"gr00t.{name} is {size}; it must be positive")
+    if cfg.state_names is not None:
+        _check_state_names(cfg, cfg.state_names)
     if cfg.backend == "none" and cfg.checkpoint is not None:
         raise ValueError("gr00t.checkpoint is given, but gr00t.backend=none reads none; choose n1.7, or leave it out")
     if cfg.instruction is not None and cfg.checkpoint is None:
         raise ValueError("gr00t.instruction needs gr00t.checkpoint: random weights know no words; leave it out")
     if cfg.backend == "stub" and cfg.checkpoint is not None:
         raise ValueError("gr00t.backend=stub has random weights; for gr00t.checkpoint choose the backend n1.7")
+
+
+def _check_state_names(cfg: GR00TConfig, state_names: list[str | None]) -> None:
+    named = [n for n in state_names if n is not None]
+    if cfg.checkpoint is None:
+        raise ValueError("gr00t.state_names needs gr00t.checkpoint, whose state has names; leave it out")
+    if cfg.backend == "n1.5":
+        raise ValueError(
+            "gr00t.state_names: a checkpoint of N1.5 does not say how its state was encoded; leave it out, or choose "
+            "the backend n1.7"
+        )
+    if not named:
+        raise ValueError(f"gr00t.state_names {state_names} names nothing, so GR00T would see no state; leave it out")
+    twice = sorted({n for n in named if named.count(n) > 1})
+    if twice:
+        raise ValueError(
+            f"gr00t.state_names names {', '.join(twice)} twice; give each name to one number, null to the others"
+        )

@@ -26,6 +26,7 @@ from rl.models.actor_critic import Drawn, Evaluation
 from rl.models.gr00t_backend import Context, Gr00tModel, part_of, remove_dropout
 from rl.models.gr00t_checkpoint import Embodiment
 from rl.models.gr00t_observation import by_name, for_critic, observed
+from rl.models.gr00t_state import StateMap
 from rl.models.mlp import mlp
 from rl.models.recurrent import State
 from rl.types import TensorTree
@@ -97,18 +98,17 @@ class GR00TActorCritic(nn.Module):
 
     def __init__(
         self, model: Gr00tModel, observation_space: gym.Space, action_space: gym.Space, cfg: GR00TConfig,
-        robot: Embodiment | None = None,
+        robot: Embodiment | None = None, state_map: StateMap | None = None,
     ) -> None:  # fmt: skip
-        """`robot`: of a checkpoint. Raises ValueError for spaces, names and sizes that do not fit the model."""
+        """`robot`: of a checkpoint; `state_map`: what `gr00t.state_names` says. Raises ValueError for spaces, names and
+        sizes that do not fit the model."""
         super().__init__()
         self.cfg, self.model, self.observation_space = cfg, model, observation_space
         self.vectors, self.pictures, width = observed(observation_space)
         self.privileged, more = for_critic(observation_space)
-        if width > model.state_slots:
-            raise ValueError(
-                f"the observation has {width} numbers, GR00T's state room for {model.state_slots}; choose another task"
-                " (or, with random weights, gr00t.size=n1.7)"
-            )
+        assert (state_map is None) == (cfg.state_names is None)
+        self.state_map = state_map
+        check_room(model.state_slots, width, state_map)
         self.state_dims, self.critic_dims = width, width + more
         if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
             raise ValueError(f"GR00T needs continuous actions (a Box of one dimension), this task has {action_space}")
@@ -148,7 +148,7 @@ class GR00TActorCritic(nn.Module):
         seen, proprio = self._look(observation)
         out = self._out(seen, proprio, self.layout.before(actions), self.layout.step(actions))
         d = self.distribution
-        return Evaluation(d.log_prob(out, actions), d.entropy(out), self._value(observation, seen, proprio), out)
+        return Evaluation(d.log_prob(out, actions), d.entropy(out), self._value(observation, seen), out)
 
     def _out(self, seen: Context, proprio: Tensor, before: Tensor, index: Tensor) -> Tensor:
         """(B, n + 1) mean and log std of the drawn step."""
@@ -157,14 +157,21 @@ class GR00TActorCritic(nn.Module):
         return torch.cat([mean[:, 0].index_select(-1, self.slots), std[:, 0].log()], -1)
 
     def _look(self, observation: TensorTree) -> tuple[Context, Tensor]:
-        """What the model sees (refined), and the state (B, S) padded with zeros."""
+        """What the model sees (refined), and the state (B, S), zero where nothing is told."""
         parts = by_name(observation)
-        vector = torch.cat([parts[n].flatten(1).float() for n in self.vectors], -1)
-        proprio = nn.functional.pad(vector, (0, self.model.state_slots - vector.shape[1]))
+        vector = self._vector(parts)
+        if self.state_map is None:
+            proprio = nn.functional.pad(vector, (0, self.model.state_slots - vector.shape[1]))
+        else:
+            proprio = self.state_map(vector, self.model.state_slots)
         cameras = [camera.of(parts) for camera in self.pictures]
         with self._autocast(vector.device):
             seen = self.model.refine(self.model.encode(cameras, vector.device))
         return seen.expand(len(vector)), proprio
+
+    def _vector(self, parts: dict[str, Tensor]) -> Tensor:
+        """(B, numbers that the actor is shown)"""
+        return torch.cat([parts[n].flatten(1).float() for n in self.vectors], -1)
 
     def _velocity(self, seen: Context, proprio: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         robot = torch.full((len(proprio),), self.embodiment, device=proprio.device)
@@ -181,12 +188,12 @@ class GR00TActorCritic(nn.Module):
 
         return velocity
 
-    def _value(self, observation: TensorTree, seen: Context, proprio: Tensor) -> Tensor:
+    def _value(self, observation: TensorTree, seen: Context) -> Tensor:
         parts = by_name(observation)
-        hidden = [parts[n].flatten(1).float() for n in self.privileged]
-        with torch.autocast(proprio.device.type, enabled=False):
+        vector, hidden = self._vector(parts), [parts[n].flatten(1).float() for n in self.privileged]
+        with torch.autocast(vector.device.type, enabled=False):
             pooled = self.value_norm(seen.pooled().detach())
-            value: Tensor = self.value_head(torch.cat([pooled, proprio[:, : self.state_dims], *hidden], -1))
+            value: Tensor = self.value_head(torch.cat([pooled, vector, *hidden], -1))
         return value[:, 0]
 
     def _autocast(self, device: torch.device) -> AbstractContextManager[Any]:
@@ -212,7 +219,7 @@ class GR00TActorCritic(nn.Module):
         executed = self._units(chain.actions[:, 0].index_select(-1, self.slots))
         kept = self.layout.pack(before, after[:, 0].index_select(-1, self.slots), index[:, 0], executed)
         out = self._out(seen, proprio, before, index[:, 0])
-        return Drawn(kept, executed, out, self._value(observation, seen, proprio), None)
+        return Drawn(kept, executed, out, self._value(observation, seen), None)
 
     @torch.no_grad()
     def best(self, observation: TensorTree, state: State | None, begins: Tensor) -> tuple[Tensor, State | None]:
@@ -232,7 +239,7 @@ class GR00TActorCritic(nn.Module):
 
     def value(self, observation: TensorTree, state: State | None = None, begins_E: Tensor | None = None) -> Tensor:
         """(B,) float32."""
-        return self._value(observation, *self._look(observation))
+        return self._value(observation, self._look(observation)[0])
 
     def initial_state(self, num_envs: int) -> State | None:
         return None
@@ -325,6 +332,20 @@ def add_lora(model: Gr00tModel, cfg: GR00TConfig) -> None:
         model,
     )  # fmt: skip
     model.requires_grad_(False)
+
+
+def check_room(slots: int, width: int, state_map: StateMap | None) -> None:
+    """Raises ValueError where the state encoder has fewer `slots` than it would be told numbers."""
+    if state_map is None and width > slots:
+        raise ValueError(
+            f"the observation has {width} numbers, GR00T's state room for {slots}; choose another task (or, with "
+            "random weights, gr00t.size=n1.7)"
+        )
+    if state_map is not None and state_map.size > slots:
+        raise ValueError(
+            f"gr00t.checkpoint: statistics.json has {state_map.size} numbers of the state, its weights room for "
+            f"{slots}; copy the checkpoint again"
+        )
 
 
 def action_slots(dims: int, model_slots: int, names: list[str] | None, robot: Embodiment | None) -> Tensor:

@@ -1,9 +1,9 @@
-"""What a released GR00T checkpoint says about a robot: which row of weights is its, what are its actions called.
+"""What a released GR00T checkpoint says about a robot: its row of weights, what its actions and its state are called.
 
 Layout of N1.7: statistics.json (tag -> state|action|relative_action -> key -> min, max, q01, q99),
 processor_config.json (order of the keys, which statistics count) and embodiment_id.json (tag -> row of the per-robot
 weights). Of N1.5: experiment_cfg/metadata.json (tag -> statistics), whose keys are in order and whose actions are
-scaled by min and max.
+scaled by min and max; how its state was encoded is not written there.
 """
 
 import json
@@ -51,6 +51,17 @@ class Embodiment:
     relative: set[str] = field(default_factory=set)  # names of actions that count from the robot's state
 
 
+@dataclass
+class StateLayout:
+    """The numbers that a checkpoint's state encoder was trained on, of one robot."""
+
+    names: list[str]  # as in `Embodiment.action_names`; in the order of the encoder's slots
+    low: list[float]  # what the encoder is told as -1
+    high: list[float]
+    clip: bool  # whether it never sees more than 1 and less than -1
+    standardized: set[str]  # names of numbers that were scaled by mean and standard deviation instead
+
+
 def read_embodiment(folder: Path, version: str, tag: str) -> Embodiment:
     """Raises ValueError for a folder that is no checkpoint, one without statistics and an unknown tag."""
     check_weights(folder)
@@ -73,7 +84,7 @@ def read_embodiment(folder: Path, version: str, tag: str) -> Embodiment:
     names: list[str] = []
     relative: set[str] = set()
     for key, ((lower, _), counts_from_state) in groups.items():
-        of_key = [key] if len(lower) == 1 else [f"{key}_{i}" for i in range(len(lower))]
+        of_key = _names(key, len(lower))
         names += of_key
         relative |= set(of_key) if counts_from_state else set()
     low, high = ([v for bounds, _ in groups.values() for v in bounds[i]] for i in (0, 1))
@@ -82,56 +93,110 @@ def read_embodiment(folder: Path, version: str, tag: str) -> Embodiment:
 
 def _groups_n15(robot: dict[str, Any], path: Path) -> dict[str, tuple[Bounds, bool]]:
     actions = robot["action"]
-    return {key: (_bounds(actions, key, "min", "max", path), False) for key in actions}
+    return {key: (_bounds(actions, "action", key, "min", "max", path), False) for key in actions}
 
 
 def _groups_n17(folder: Path, tag: str, robot: dict[str, Any], path: Path) -> dict[str, tuple[Bounds, bool]]:
     """Key -> bounds and whether it is relative to the state, in the order and with the statistics of the processor."""
-    source = folder / "processor_config.json"
-    if not source.is_file():
-        raise ValueError(
-            f"gr00t.checkpoint {folder} has no {source.name}, which says in what order and by which statistics its "
-            "actions are scaled; take the checkpoint's whole directory"
-        )
-    settings = _dict(_json(source).get("processor_kwargs"))
-    action = _dict(_dict(_dict(settings.get("modality_configs")).get(tag)).get("action"))
-    keys, kinds = action.get("modality_keys"), action.get("action_configs") or []
-    if not isinstance(keys, list) or not keys or not isinstance(kinds, list):
-        raise ValueError(f"{source}: no modality_keys of the actions of {tag}; choose another gr00t.embodiment")
-    scaled = ("q01", "q99") if settings.get("use_percentiles") else ("min", "max")
+    settings, action, source = _processor(folder, tag, "action")
+    keys, kinds = _keys(action, "actions", tag, source), action.get("action_configs") or []
+    if not isinstance(kinds, list):
+        raise ValueError(f"{source}: action_configs of {tag} is no list; copy the checkpoint again")
     groups = {}
     for i, key in enumerate(keys):
         kind = _dict(kinds[i]).get("rep") if i < len(kinds) else None
         relative = bool(settings.get("use_relative_action")) and str(kind).lower() == "relative"
-        statistics, bounds = ("relative_action", ("min", "max")) if relative else ("action", scaled)
-        groups[str(key)] = _bounds(_dict(robot.get(statistics)), str(key), *bounds, path, steps=relative), relative
+        statistics, bounds = ("relative_action", ("min", "max")) if relative else ("action", _limits(settings))
+        found = _bounds(_dict(robot.get(statistics)), "action", key, *bounds, path, steps=relative)
+        groups[key] = found, relative
     return groups
 
 
+def read_state(folder: Path, tag: str) -> StateLayout:
+    """Of N1.7, after `read_embodiment`. Raises ValueError where nothing is said of the state, and for a state whose
+    numbers do not go to one slot each (sine and cosine, several moments) or not at all to the encoder."""
+    path = folder / "statistics.json"
+    settings, state, source = _processor(folder, tag, "state")
+    keys = _keys(state, "state", tag, source)
+    turned = [k for k in keys if k in _list(state.get("sin_cos_embedding_keys"))]
+    moments = _list(state.get("delta_indices"))
+    ignored = settings.get("exclude_state") or state.get("exclude_state")
+    for wrong, what in [
+        (settings.get("apply_sincos_state_encoding") and turned, f"tells {', '.join(turned)} as sine and cosine"),
+        (len(moments) > 1, f"tells the state of {len(moments)} moments"),
+        (ignored, "was trained without a state (exclude_state)"),
+    ]:
+        if wrong:
+            raise ValueError(
+                f"gr00t.state_names: {source} {what}, which is not supported; leave it out, or take a checkpoint that "
+                "tells each number once"
+            )
+    by_mean = _list(state.get("mean_std_embedding_keys"))
+    layout = StateLayout([], [], [], settings.get("clip_outliers") is not False, set())
+    statistics = _dict(_dict(_json(path).get(tag)).get("state"))
+    for key in keys:
+        low, high = _bounds(statistics, "state", key, *_limits(settings), path)
+        names = _names(key, len(low))
+        layout.names += names
+        layout.low += low
+        layout.high += high
+        layout.standardized |= set(names) if key in by_mean else set()
+    return layout
+
+
+def _processor(folder: Path, tag: str, modality: str) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    """Settings of processor_config.json, those of them for a modality of the robot, and where they are from."""
+    source = folder / "processor_config.json"
+    if not source.is_file():
+        raise ValueError(
+            f"gr00t.checkpoint {folder} has no {source.name}, which says in what order and by which statistics its "
+            f"{modality}s are scaled; take the checkpoint's whole directory"
+        )
+    settings = _dict(_json(source).get("processor_kwargs"))
+    return settings, _dict(_dict(_dict(settings.get("modality_configs")).get(tag)).get(modality)), source
+
+
+def _keys(modality: dict[str, Any], what: str, tag: str, source: Path) -> list[str]:
+    """Groups of a modality, in the order of the model's slots."""
+    keys = modality.get("modality_keys")
+    if not isinstance(keys, list) or not keys:
+        raise ValueError(f"{source}: no modality_keys of the {what} of {tag}; choose another gr00t.embodiment")
+    return [str(key) for key in keys]
+
+
+def _limits(settings: dict[str, Any]) -> tuple[str, str]:
+    """Which statistics count."""
+    return ("q01", "q99") if settings.get("use_percentiles") else ("min", "max")
+
+
+def _names(key: str, count: int) -> list[str]:
+    return [key] if count == 1 else [f"{key}_{i}" for i in range(count)]
+
+
 def _bounds(
-    statistics: dict[str, Any], key: str, low: str, high: str, path: Path, *, steps: bool = False
+    statistics: dict[str, Any], what: str, key: str, low: str, high: str, path: Path, *, steps: bool = False
 ) -> Bounds:  # fmt: skip
     """`steps`: a row for each action of a chunk is taken too; the bounds are then over all of them."""
     found = []
     for name in (low, high):
         numbers = _dict(statistics.get(key)).get(name)
         if numbers is None:
-            raise ValueError(f"{path}: the statistics of the action {key} have no {name}; they are damaged")
+            raise ValueError(f"{path}: the statistics of the {what} {key} have no {name}; they are damaged")
         stepwise = steps and isinstance(numbers, list) and numbers and isinstance(numbers[0], list)
         rows = numbers if stepwise else [numbers]
         try:
             columns = zip(*([float(v) for v in (r if isinstance(r, list) else [r])] for r in rows), strict=True)
             found.append([(min if name == low else max)(column) for column in columns])
         except (TypeError, ValueError) as e:
-            raise ValueError(f"{path}: {name} of the action {key} is no list of numbers; it is damaged") from e
+            raise ValueError(f"{path}: {name} of the {what} {key} is no list of numbers; it is damaged") from e
     if not found[0] or len(found[0]) != len(found[1]):
-        raise ValueError(f"{path}: {low} and {high} of the action {key} are not of one length above 0; it is damaged")
+        raise ValueError(f"{path}: {low} and {high} of the {what} {key} are not of one length above 0; it is damaged")
     lower, upper = found
     wrong = [i for i, (a, b) in enumerate(zip(lower, upper, strict=True)) if not -math.inf < a <= b < math.inf]
     if wrong:
         i = wrong[0]
         raise ValueError(
-            f"{path}: {low} and {high} of the action {key} are {lower[i]} and {upper[i]} at place {i}, no bounds; it "
+            f"{path}: {low} and {high} of the {what} {key} are {lower[i]} and {upper[i]} at place {i}, no bounds; it "
             "is damaged, copy the checkpoint again"
         )
     return lower, upper
@@ -152,6 +217,10 @@ def _index(folder: Path, version: str, tag: str) -> int:
 def _dict(found: Any) -> dict[str, Any]:
     """What a file holds at one place, empty where that is no JSON object."""
     return found if isinstance(found, dict) else {}
+
+
+def _list(found: Any) -> list[Any]:
+    return found if isinstance(found, list) else []
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import nn
 from rl.algorithms.ppo_minibatches import minibatch_sizes
 from rl.config import Config, Minibatches, OptimizerKind
 from rl.data.free_memory import free_bytes
-from rl.models import gr00t_backend, gr00t_real
+from rl.models import gr00t_backend, gr00t_real, gr00t_state
 from rl.models.gr00t import GR00TActorCritic, trainable_of
 from rl.models.gr00t_backend import part_of
 from rl.training.gr00t_activations import Pass, half_copies, widest_product
@@ -168,7 +168,8 @@ def planned(
     unnamed = dataclasses.replace(cfg.gr00t, action_names=None)  # names are those of a checkpoint's robot
     with torch.device("meta"):
         model = gr00t_backend.stub("n1.7" if cfg.gr00t.checkpoint is not None else cfg.gr00t.size)
-        policy = GR00TActorCritic(model, *spaces, unnamed)
+        told = None if cfg.gr00t.state_names is None else gr00t_state.unread()
+        policy = GR00TActorCritic(model, *spaces, unnamed, state_map=told)
     return report(policy, cfg, device, processes)
 
 

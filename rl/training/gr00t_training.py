@@ -20,7 +20,7 @@ from rl.algorithms.ppo_rollout import Batch
 from rl.config import Config, ObservationNorm
 from rl.data.rollout import tree_flat, tree_index
 from rl.envs.vector import VectorEnv
-from rl.models import gr00t_backend, gr00t_checkpoint, gr00t_real, gr00t_weights
+from rl.models import gr00t_backend, gr00t_checkpoint, gr00t_real, gr00t_state, gr00t_weights
 from rl.models.actor_critic import ActorCritic
 from rl.models.gr00t import GR00TActorCritic
 from rl.training import gr00t_memory
@@ -53,10 +53,13 @@ def load_gr00t(cfg: Config, env: VectorEnv) -> GR00TActorCritic:
     """Raises ValueError for a backend that is not installed, a damaged checkpoint and a task that does not fit."""
     g = cfg.gr00t
     gr00t_memory.return_freed_memory()
-    robot = folder = None
+    robot = folder = told = None
     if g.checkpoint is not None:
         folder = Path(g.checkpoint).expanduser().resolve()  # a relative path would be taken for a name on the hub
         robot = gr00t_checkpoint.read_embodiment(folder, g.backend, g.embodiment)
+    if folder is not None and g.state_names is not None:
+        layout = gr00t_checkpoint.read_state(folder, g.embodiment)
+        told = gr00t_state.map_state(g.state_names, layout, env.observation_space)
     if g.backend == "stub":
         model = gr00t_backend.stub(g.size)
     else:
@@ -75,7 +78,7 @@ def load_gr00t(cfg: Config, env: VectorEnv) -> GR00TActorCritic:
             f"{robot.index}, its weights have {model.embodiments} rows; copy the checkpoint again, or choose another "
             "gr00t.embodiment"
         )
-    policy = GR00TActorCritic(model, env.observation_space, env.action_space, g, robot)
+    policy = GR00TActorCritic(model, env.observation_space, env.action_space, g, robot, told)
     seen = ", ".join(camera.name or "picture" for camera in policy.pictures)
     log.info("GR00T sees, in this order: %s", seen or "no camera, but a black picture")
     if folder is not None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from rl import config as rl_config
 from rl.algorithms.diffusion import DiffusionNetworks, SingleDraw
 from rl.algorithms.ppo_minibatches import minibatch_sizes
-from rl.config import BLOCKS, Config, Isolation, MixedPrecision
+from rl.config import BLOCKS, Config, Isolation, MixedPrecision, ObservationNorm
 from rl.envs import registry
 from rl.envs.registry import TaskOptions
 from rl.envs.vector import VectorEnv
@@ -80,6 +80,12 @@ def _check_gr00t(cfg: Config, algorithm: str, task: str) -> None:
         raise ValueError(
             f"gr00t.backend={backend} does not run on {task}: Isaac Lab's environment exercises GR00T with the stub "
             "only; set gr00t.backend=stub"
+        )
+    if cfg.gr00t.state_names is not None and cfg.ppo.observation_norm is not ObservationNorm.none:
+        raise ValueError(
+            f"gr00t.state_names scales the state by the checkpoint's statistics, ppo.observation_norm="
+            f"{cfg.ppo.observation_norm.value} would scale it before; set ppo.observation_norm=none, or leave "
+            "gr00t.state_names out"
         )
     if backend != "none" and cfg.gr00t.dtype == "float16" and precision is not MixedPrecision.fp16:
         raise ValueError(

@@ -9,7 +9,8 @@ from rl.models import gr00t_real
 
 TAG = "franka_test"
 ROW = 2  # of the per-robot weights
-JOINTS = [f"joints_{i}" for i in range(7)]  # its actions, in [-1, 1] between the percentiles
+JOINTS = [f"joints_{i}" for i in range(7)]  # its actions, in [-1, 1] between the percentiles; of its state, too
+STATE_LOW, STATE_HIGH = [-0.5 - 0.25 * i for i in range(7)], [0.75] * 6 + [3.5]  # percentiles of the joints' positions
 
 
 def write_released(folder: Path, seed: int = 0) -> None:
@@ -26,12 +27,16 @@ def write_released(folder: Path, seed: int = 0) -> None:
     model = GR00TN17(config, load_backbone_weights=False).to(torch.bfloat16)
     model.save_pretrained(folder, max_shard_size="300KB")
     limits = {"q01": [-1.0] * 7, "q99": [1.0] * 7, "min": [-2.0] * 7, "max": [2.0] * 7}
-    state = {"joints": limits | {"mean": [0.0] * 7, "std": [1.0] * 7}}
-    action = {"joints": state["joints"], "gripper": {"q01": [0.0], "q99": [1.0], "min": [0.0], "max": [1.0]}}
+    moments = {"mean": [0.0] * 7, "std": [1.0] * 7}
+    gripper = {"q01": [0.0], "q99": [0.04], "min": [-0.01], "max": [0.05], "mean": [0.02], "std": [0.01]}
+    positions = {"q01": STATE_LOW, "q99": STATE_HIGH, "min": [-4.0] * 7, "max": [4.0] * 7} | moments
+    state = {"gripper": gripper, "joints": positions}
+    closing = {"q01": [0.0], "q99": [1.0], "min": [0.0], "max": [1.0], "mean": [0.5], "std": [0.5]}
+    action = {"joints": limits | moments, "gripper": closing}
     kind = {"rep": "ABSOLUTE", "type": "NON_EEF", "format": "DEFAULT", "state_key": None}
     modalities = {
         "video": {"delta_indices": [0], "modality_keys": ["wrist"]},
-        "state": {"delta_indices": [0], "modality_keys": ["joints"]},
+        "state": {"delta_indices": [0], "modality_keys": ["gripper", "joints"]},
         "action": {"delta_indices": [0, 1, 2, 3], "modality_keys": ["gripper", "joints"], "action_configs": [kind] * 2},
         "language": {"delta_indices": [0], "modality_keys": ["annotation.human.task_description"]},
     }

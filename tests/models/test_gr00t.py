@@ -21,6 +21,7 @@ from rl.models import gr00t_backend, gr00t_real
 from rl.models.gr00t import GR00TActorCritic, language_layers
 from rl.models.gr00t_backend import Gr00tModel, part_of, patchify, remove_dropout
 from rl.models.gr00t_checkpoint import Embodiment
+from rl.models.gr00t_state import StateMap
 
 STATE = gym.spaces.Box(-np.inf, np.inf, (5,), np.float32)
 ACTION = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
@@ -33,9 +34,11 @@ def model() -> Gr00tModel:
     return gr00t_backend.stub("tiny") if BACKEND == "stub" else gr00t_real.load(BACKEND, None, "tiny")
 
 
-def policy(space: gym.Space[Any] = STATE, robot: Embodiment | None = None, **settings: Any) -> GR00TActorCritic:
+def policy(
+    space: gym.Space[Any] = STATE, robot: Embodiment | None = None, state_map: StateMap | None = None, **settings: Any
+) -> GR00TActorCritic:
     torch.manual_seed(0)
-    return GR00TActorCritic(model(), space, ACTION, GR00TConfig(backend=BACKEND, **settings), robot)
+    return GR00TActorCritic(model(), space, ACTION, GR00TConfig(backend=BACKEND, **settings), robot, state_map)
 
 
 def look(batch: int, pictures: bool = False) -> Any:

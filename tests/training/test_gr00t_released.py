@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from rl.models import gr00t_real, gr00t_weights
 from rl.models.gr00t import action_slots
 from rl.models.gr00t_checkpoint import read_embodiment
-from tests.models.gr00t_released import JOINTS, ROW, TAG, write_released
+from tests.models.gr00t_released import JOINTS, ROW, STATE_HIGH, STATE_LOW, TAG, write_released
 from tests.training import policy_runs
 
 REPO = Path(__file__).resolve().parents[2]
@@ -42,6 +42,7 @@ def flags(released: Path, place: Path) -> list[str]:
     return policy_runs.flags(
         "arm", "PPO", place, "--steps", str(STEPS), "gr00t.backend=n1.7", f"gr00t.checkpoint={released}",
         f"gr00t.embodiment={TAG}", f"gr00t.action_names=[{','.join(JOINTS)}]", "gr00t.stages=[projector,dit]",
+        f"gr00t.state_names=[{','.join([*JOINTS, *['null'] * 14])}]", "ppo.observation_norm=none",
         "gr00t.unfreeze_at=[0,0.5]", "gr00t.lora_rank=2", "ppo.n_steps=4", "ppo.n_epochs=1", "ppo.minibatch_size=8",
         f"arm.save_every={SAVED}", f"arm.log_every={SAVED}", f"arm.eval_every={2 * SAVED}", "arm.eval_episodes=4",
         "arm.final_episodes=4",
@@ -93,6 +94,10 @@ def test_a_run_trains_its_stages_and_keeps_only_what_it_trains(run: Path, releas
     assert parts == {"state_encoder", "action_encoder", "action_decoder", "position_embedding", "adapters"}
     assert not any("backbone" in n for n in saved)
     assert saved["low"].tolist() == [-1.0] * 7
+    told = {n: saved[f"state_map.{n}"].tolist() for n in ("columns", "slots", "low", "high")}
+    assert told == {
+        "columns": list(range(7)), "slots": list(range(1, 8)), "low": STATE_LOW, "high": STATE_HIGH,
+    }  # fmt: skip
     before = written(released)
     name = "action_head.state_encoder.layer1.W"
     rows = (saved[f"model.model.{name}"] - before[name].float()).abs().amax((1, 2)) > 0
