@@ -143,7 +143,7 @@ def test_a_stage_begins_with_fresh_likelihoods_and_without_moments(half: Made, m
     for i in range(4):
         p.collect(i)
         batch: Any = p._batch
-        right = gr00t_training.recomputed(p.policy, batch).logp
+        right = gr00t_training.recomputed(p.policy, batch, 16).logp
         if i == 1:
             batch.logp += 1.0  # as of another network
         p.update(i + 1)
